@@ -1,0 +1,117 @@
+"""One snapshot of a cluster, as plain data: what every rendering draws and every test can build by hand.
+
+Knows nothing of Dask, sessions, widgets or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+ClusterState = Literal["starting", "running", "degraded", "stopping", "lost"]
+"""``degraded``: fewer workers than asked for. ``lost``: the scheduler is gone."""
+
+SessionState = Literal["pending", "starting", "running", "stopping", "ended", "failed"]
+"""``pending``: the platform has not started it. ``starting``: it runs, Dask is not connected yet."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a cluster.
+
+    Parameters
+    ----------
+    at : datetime
+        When, timezone-aware (UTC).
+    message : str
+        What, in one sentence.
+    """
+
+    at: datetime
+    message: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a cluster's sessions have used so far, scheduler included."""
+
+    core_hours: float = 0.0
+    gib_hours: float = 0.0
+    gpu_hours: float = 0.0
+
+
+@dataclass(frozen=True)
+class SessionStatus:
+    """One session of a cluster and the Dask process in it.
+
+    Parameters
+    ----------
+    session : str
+        The platform's id of the session.
+    state : SessionState
+        Where it is in its life.
+    state_since : datetime or None
+        Since when it has been in that state, as far as this kernel saw it.
+    ip_address : str or None
+        The session's own address; None while the platform does not know it.
+    address : str or None
+        The Dask process's address (``tls://100.66.1.4:40331``); None while Dask is not connected.
+    nthreads : int
+        Threads of the worker; 0 while not connected and for the scheduler.
+    cpu_percent, memory_bytes, memory_limit_bytes, executing
+        As the worker last reported: per cent of one core, bytes, bytes, tasks running now.
+    message : str
+        The platform's own words about it, where there were any.
+    """
+
+    session: str
+    state: SessionState
+    state_since: datetime | None = None
+    ip_address: str | None = None
+    address: str | None = None
+    nthreads: int = 0
+    cpu_percent: float = 0.0
+    memory_bytes: int = 0
+    memory_limit_bytes: int = 0
+    executing: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class ClusterStatus:
+    """One cluster at one moment.
+
+    Parameters
+    ----------
+    requested : int
+        How many workers were asked for.
+    adapt : tuple of int or None
+        ``(minimum, maximum)`` workers while Dask scales the cluster, else None.
+    idle_timeout_s, idle_s : float or None
+        Seconds without work after which the scheduler ends the cluster, and seconds since it last
+        worked; None for "never" and "it is working, or nobody knows".
+    workers : tuple of SessionStatus
+        Sessions that hold, or will hold, a worker; ended ones are left out, failed ones are not.
+    dashboard_link : str or None
+        A ``http:`` or ``https:`` address that a browser of the user can open.
+    """
+
+    name: str
+    state: ClusterState
+    backend: str
+    created_at: datetime
+    requested: int
+    adapt: tuple[int, int] | None = None
+    idle_timeout_s: float | None = None
+    idle_s: float | None = None
+    scheduler: SessionStatus | None = None
+    workers: tuple[SessionStatus, ...] = ()
+    dashboard_link: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    events: tuple[Event, ...] = ()
+
+    @property
+    def ready(self) -> int:
+        """How many workers are connected to the scheduler and take tasks."""
+        return sum(worker.state == "running" for worker in self.workers)
