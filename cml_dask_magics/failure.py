@@ -1,0 +1,62 @@
+"""What is told when a cluster does not start: each session, what became of it, why, and what it printed last."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from cml_dask_magics.fleet import Fleet
+
+_SHOWN_SESSIONS = 10
+_SHOWN_LINES = 8
+
+
+class StartFailedError(RuntimeError):
+    """A cluster did not start."""
+
+
+def describe_failure(fleet: Fleet, connected: Collection[str], reason: str) -> str:
+    """The whole story, to be told after everything has been stopped.
+
+    Parameters
+    ----------
+    fleet : Fleet
+        The sessions, before they are stopped.
+    connected : collection of str
+        Ids of the sessions whose Dask process was connected.
+    reason : str
+        What ended the start, in a few words.
+    """
+    stories = list(_stories(fleet, connected))
+    more = [f"  and {len(stories) - _SHOWN_SESSIONS} more sessions"] if len(stories) > _SHOWN_SESSIONS else []
+    return "\n".join(
+        [
+            f"cluster {fleet.record.name!r} did not start: {reason}. Every session that was launched has been stopped.",
+            *stories[:_SHOWN_SESSIONS],
+            *more,
+            f"  All that they printed: {fleet.folder / 'logs'}",
+        ]
+    )
+
+
+def _stories(fleet: Fleet, connected: Collection[str]) -> Iterator[str]:
+    for role, words in fleet.refusals:
+        yield f"  a session for a {role} was refused: {words}"
+    for session in fleet.lost.values():
+        yield f"  session {session.id} ({session.role}) ended before it was of use" + _printed(fleet, session.id)
+    told = {
+        "pending": "was not started by the platform in time",
+        "starting": "runs, but its Dask process did not connect",
+        "running": "was ready",
+    }
+    for session in fleet.record.sessions:
+        is_connected = session.id in connected or (session.role == "scheduler" and bool(connected))
+        state = fleet.state(session.id, is_connected)
+        printed = _printed(fleet, session.id) if state != "running" else ""
+        yield f"  session {session.id} ({session.role}) {told.get(state, state)}{printed}"
+
+
+def _printed(fleet: Fleet, session: str) -> str:
+    lines = fleet.tail(session, _SHOWN_LINES)
+    if not lines:
+        return "; it printed nothing"
+    return "; the last lines that it printed:\n" + "\n".join(f"    | {line}" for line in lines)

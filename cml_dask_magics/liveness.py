@@ -1,0 +1,77 @@
+"""Whether a recorded cluster still answers, found out with a socket: quick, and without importing Dask."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from cml_dask_magics.commands import SCHEDULER_FILE
+from cml_dask_magics.registry import Record
+
+Liveness = Literal["answers", "starting", "silent"]
+# How long after its start's deadline a cluster that has not come up may still be in somebody's hands.
+_START_SLACK_S = 60.0
+
+
+def liveness(record: Record, run_folder: Path, timeout_s: float) -> Liveness:
+    """How a recorded cluster is, as far as a connection to its scheduler tells.
+
+    Parameters
+    ----------
+    record : Record
+    run_folder : Path
+        Its run folder.
+    timeout_s : float
+        Seconds to wait for an answer.
+
+    Returns
+    -------
+    {"answers", "starting", "silent"}
+        ``starting``: its kernel is still at it. ``silent``: nobody listens where the scheduler was, or the kernel that
+        was starting it is gone.
+    """
+    address = scheduler_address(record, run_folder)
+    if address is not None:
+        parts = urlsplit(address)
+        try:
+            socket.create_connection((parts.hostname or "", parts.port or 0), timeout=timeout_s).close()
+        except OSError:
+            return "silent"
+        return "answers"
+    if record.state == "starting" and _owner_may_live(record):
+        return "starting"
+    return "silent"
+
+
+def scheduler_address(record: Record, run_folder: Path) -> str | None:
+    """Where the cluster's scheduler listens, once it has said so."""
+    if record.scheduler_address:
+        return record.scheduler_address
+    try:
+        address = json.loads((run_folder / SCHEDULER_FILE).read_text())["address"]
+    except (OSError, ValueError, KeyError, TypeError):  # not written yet, or half
+        return None
+    return str(address)
+
+
+def _owner_may_live(record: Record) -> bool:
+    if record.owner.hostname == socket.gethostname():
+        return _process_lives(record.owner.pid)
+    # A kernel of another session cannot be looked at; it would have given up by then.
+    timeout_s = float(record.settings.get("timeout_s", 0))
+    return time.time() < record.created_at + timeout_s + _START_SLACK_S
+
+
+def _process_lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's process by now, or not ours to ask
+        return True
+    return True

@@ -1,0 +1,344 @@
+"""Durable records of clusters, so that any kernel of the user can find, use and stop what another one started.
+
+One folder a cluster name under ``clusters/`` holds the record; ``runs/NAME-TOKEN/`` holds what the sessions of
+one start read and write. Knows neither Dask nor sessions: it is files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+RECORD_VERSION = 1
+_KEPT_EVENTS = 50
+_KEPT_RUNS = 10
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+Role = Literal["scheduler", "worker"]
+RecordState = Literal["starting", "running", "stopping"]
+
+
+class NameTakenError(RuntimeError):
+    """Another claim of the name stands."""
+
+
+class RegistryError(RuntimeError):
+    """The state folder cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """A session that was launched for a cluster.
+
+    Times are seconds since the epoch; `running_at` and `ended_at` are what this package saw first.
+    `launched_from` is the id of the session that launched it: only that one sees it in its listing.
+    """
+
+    id: str
+    role: Role
+    cpu: float
+    memory_gib: float
+    gpu: int
+    launched_at: float
+    launched_from: str = ""
+    running_at: float | None = None
+    ended_at: float | None = None
+    ip_address: str | None = None
+    app_url: str | None = None
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who started the cluster: session id (empty outside CML), host name, process id of the kernel."""
+
+    session: str
+    hostname: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that must be known to find, use and stop a cluster.
+
+    Parameters
+    ----------
+    token : str
+        Names this start of the cluster; part of the run folder's name.
+    launching : tuple of str
+        Launch calls that began and have not been accounted for, a note each. While there are any, sessions
+        may exist whose ids are not in `sessions`: their log files in the run folder tell them.
+    settings : dict
+        The cluster's settings as plain JSON values, for a later kernel to scale it alike.
+    core_s, gib_s, gpu_s : float
+        Core-seconds, GiB-seconds and GPU-seconds of sessions that ended and left `sessions`.
+    events : tuple of (float, str)
+        Seconds since the epoch and a sentence, oldest first.
+    """
+
+    name: str
+    token: str
+    backend: str
+    created_at: float
+    owner: Owner
+    settings: dict[str, Any]
+    requested: int
+    state: RecordState = "starting"
+    adapt: tuple[int, int] | None = None
+    scheduler_address: str | None = None
+    sessions: tuple[SessionRecord, ...] = ()
+    launching: tuple[str, ...] = ()
+    core_s: float = 0.0
+    gib_s: float = 0.0
+    gpu_s: float = 0.0
+    events: tuple[tuple[float, str], ...] = ()
+    version: int = RECORD_VERSION
+    salvaged: bool = field(default=False)
+
+    def with_event(self, message: str) -> Record:
+        """The record with one more event, the oldest ones dropped."""
+        return replace(self, events=(*self.events, (time.time(), message))[-_KEPT_EVENTS:])
+
+
+def record_from_json(text: str) -> Record:
+    """A record from its JSON.
+
+    Raises
+    ------
+    ValueError
+        If it is no record: not JSON, a field missing, of the wrong kind, or of a newer version.
+    """
+    try:
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("not a JSON object")
+        if data.get("version") != RECORD_VERSION:
+            raise ValueError(f"version {data.get('version')!r}, this package reads {RECORD_VERSION}")
+        data["owner"] = Owner(**data["owner"])
+        data["sessions"] = tuple(SessionRecord(**session) for session in data["sessions"])
+        data["launching"] = tuple(str(note) for note in data["launching"])
+        data["events"] = tuple((float(at), str(message)) for at, message in data["events"])
+        data["adapt"] = tuple(data["adapt"]) if data["adapt"] else None
+        record = Record(**data)
+        if not _NAME.fullmatch(record.name) or not _NAME.fullmatch(record.token):
+            raise ValueError("a name that is none")
+        if not all(isinstance(session.id, str) and session.id for session in record.sessions):
+            raise ValueError("a session without an id")
+        float(record.created_at), int(record.requested)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"a field is missing or of the wrong kind: {error}") from None
+    return record
+
+
+class Registry:
+    """The records of one state folder.
+
+    Parameters
+    ----------
+    directory : Path
+        The state folder; made when something is written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._lock = threading.RLock()
+
+    def names(self) -> list[str]:
+        """Names of the clusters that have a record, sorted."""
+        try:
+            return sorted(entry.name for entry in os.scandir(self.directory / "clusters") if _NAME.fullmatch(entry.name))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def run_folder(self, record: Record) -> Path:
+        """The folder that the sessions of this start share."""
+        return self.directory / "runs" / f"{record.name}-{record.token}"
+
+    def latest_log_folder(self, name: str) -> Path | None:
+        """Where the sessions of the newest start of a cluster, running or ended, print to."""
+        folders = [folder for folder in self.directory.glob(f"runs/{name}-*/logs") if self._run_of(folder.parent) == name]
+        return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+
+    def read(self, name: str) -> Record | None:
+        """The record of a cluster, or None.
+
+        A broken record is set aside beside itself, and one that holds what can still be known (the ids of the
+        sessions that printed something) takes its place, so that its sessions can be stopped.
+        """
+        path = self._record_path(name)
+        try:
+            return record_from_json(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._unusable(error) from error
+        except ValueError as error:  # UnicodeDecodeError is one
+            return self._salvage(name, str(error))
+
+    def claim(self, record: Record) -> Path:
+        """Take a name for a new cluster, exclusively, with everything the record says.
+
+        Returns
+        -------
+        Path
+            The run folder, made, mode 0700, with an empty ``logs`` folder.
+
+        Raises
+        ------
+        NameTakenError
+            If the name has a record.
+        RegistryError
+            If the state folder cannot be written.
+        """
+        draft = self.directory / "clusters" / f".{record.name}.{secrets.token_hex(4)}"
+        run = self.run_folder(record)
+        try:
+            for folder in (self.directory, draft.parent, run.parent):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            run.mkdir(mode=0o700)
+            (run / "logs").mkdir(mode=0o700)
+            draft.mkdir(mode=0o700)
+            write_private(draft / "record.json", _to_json(record))
+            # A rename onto a folder that is not empty fails: of two claims at once, one wins, with its record whole.
+            draft.rename(draft.parent / record.name)
+        except OSError as error:
+            shutil.rmtree(run, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)
+            if self._record_path(record.name).exists():
+                raise NameTakenError(record.name) from None
+            raise self._unusable(error) from error
+        return run
+
+    def update(self, name: str, change: Callable[[Record], Record]) -> Record:
+        """Read, change and write one record, alone among all kernels that use this folder.
+
+        Raises
+        ------
+        KeyError
+            If the cluster has no record (any more).
+        RegistryError
+            If it cannot be written; the record stays as it was.
+        """
+        with self._exclusive(name):
+            record = self.read(name)
+            if record is None:
+                raise KeyError(name)
+            changed = change(record)
+            if changed != record:
+                try:
+                    write_private(self._record_path(name), _to_json(changed))
+                except OSError as error:
+                    raise self._unusable(error) from error
+            return changed
+
+    def forget(self, record: Record) -> None:
+        """Remove the record and the secrets of a cluster of which every session has ended; its logs are kept a while."""
+        folder = self._record_path(record.name).parent
+        gone = folder.with_name(f".{record.name}.{secrets.token_hex(4)}")
+        with self._exclusive(record.name), contextlib.suppress(FileNotFoundError):
+            folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+        self._close_run(self.run_folder(record))
+        ended = [run for run in self.directory.glob("runs/*") if self._record_of(run) is None]
+        for run in sorted(ended, key=lambda run: run.stat().st_mtime)[:-_KEPT_RUNS]:
+            shutil.rmtree(run, ignore_errors=True)
+
+    def logged_sessions(self, record: Record) -> set[str]:
+        """Ids of the sessions that have started to print for this cluster: proof that they are its own."""
+        try:
+            return {entry.name.removesuffix(".log") for entry in os.scandir(self.run_folder(record) / "logs")}
+        except FileNotFoundError:
+            return set()
+
+    def _close_run(self, run: Path) -> None:
+        # Without scheduler.json a session that starts late ends at once (see commands).
+        for path in run.glob("*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+    def _record_of(self, run: Path) -> Record | None:
+        name = self._run_of(run)
+        record = self.read(name) if name in self.names() else None
+        return record if record is not None and self.run_folder(record) == run else None
+
+    @staticmethod
+    def _run_of(run: Path) -> str:
+        return run.name.rpartition("-")[0]
+
+    def _record_path(self, name: str) -> Path:
+        return self.directory / "clusters" / name / "record.json"
+
+    @contextlib.contextmanager
+    def _exclusive(self, name: str) -> Iterator[None]:
+        path = self._record_path(name).with_name("lock")
+        with self._lock:
+            try:
+                descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            except OSError:  # no such cluster, or a folder that cannot be written: the caller's own access says so
+                yield
+                return
+            try:
+                with contextlib.suppress(OSError):  # a file system without locks: the rename still keeps records whole
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
+
+    def _salvage(self, name: str, reason: str) -> Record:
+        path = self._record_path(name)
+        runs = [run for run in self.directory.glob(f"runs/{name}-*") if self._run_of(run) == name]
+        run = max(runs, key=lambda run: run.stat().st_mtime, default=None)
+        token = run.name.rpartition("-")[2] if run else secrets.token_hex(4)
+        aside = path.with_name(f"record.broken-{int(time.time())}.json")
+        record = Record(
+            name=name, token=token, backend="", created_at=time.time(), owner=Owner("", "", 0), settings={}, requested=0,
+            state="stopping", salvaged=True, launching=("unknown: the record was broken",),
+        )  # fmt: skip
+        now = time.time()
+        sessions = tuple(
+            SessionRecord(id=session, role="worker", cpu=0, memory_gib=0, gpu=0, launched_at=now)
+            for session in sorted(self.logged_sessions(record))
+        )
+        record = replace(record, sessions=sessions).with_event(f"the record could not be read ({reason}); it is kept as {aside}")
+        try:
+            path.rename(aside)
+            write_private(path, _to_json(record))
+        except OSError as error:
+            raise self._unusable(error) from error
+        return record
+
+    def _unusable(self, error: OSError) -> RegistryError:
+        return RegistryError(
+            f"the state folder {self.directory} cannot be used: {error.strerror or error} ({error.filename}); "
+            "make it writable or set state-directory in the configuration to another folder"
+        )
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner reads, whole or not at all: to a temporary file, then renamed."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _to_json(record: Record) -> str:
+    return json.dumps(asdict(record), indent=1)

@@ -1,0 +1,205 @@
+"""A cluster's snapshot as JSON, as plain text and as a progress line; as HTML it is in ``render_html``.
+
+Pure functions of ``ClusterStatus``: knows neither widgets nor clusters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from .render_html import to_html
+from .render_words import (
+    NO_VALUE,
+    advice_words,
+    clean,
+    count_words,
+    fact_words,
+    format_at,
+    format_bytes,
+    format_duration_s,
+    format_memory,
+    format_percent,
+    latest_events,
+    listed_workers,
+    message_words,
+    phase_words,
+    utc_now,
+    workers_words,
+)
+from .status import ClusterStatus, SessionStatus
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["format_bytes", "format_duration_s", "progress_line", "to_dict", "to_html", "to_json", "to_text"]
+
+NO_CLUSTER = "No cluster is running. %dask_up starts one."
+
+
+def to_dict(status: ClusterStatus) -> dict[str, Any]:
+    """One cluster as ``%dask_status --json`` shows it.
+
+    Returns
+    -------
+    dict
+        Only JSON's own types; times as ``2026-01-31T12:00:00Z``, numbers that are none (NaN) as None.
+    """
+    return {
+        "name": status.name,
+        "state": status.state,
+        "backend": status.backend,
+        "created_at": _iso(status.created_at),
+        "idle_timeout_s": _seconds(status.idle_timeout_s),
+        "idle_s": _seconds(status.idle_s),
+        "requested": status.requested,
+        "adapt": None if status.adapt is None else list(status.adapt),
+        "scheduler": None if status.scheduler is None else _session(status.scheduler),
+        "workers": [
+            _session(worker)
+            | {
+                "nthreads": worker.nthreads,
+                "cpu_percent": _finite(worker.cpu_percent),
+                "memory_bytes": worker.memory_bytes,
+                "memory_limit_bytes": worker.memory_limit_bytes,
+                "executing": worker.executing,
+            }
+            for worker in status.workers
+        ],
+        "dashboard_link": status.dashboard_link,
+        "usage": {
+            "core_hours": _finite(status.usage.core_hours),
+            "gib_hours": _finite(status.usage.gib_hours),
+            "gpu_hours": _finite(status.usage.gpu_hours),
+        },
+        "events": [{"at": _iso(event.at), "message": event.message} for event in status.events],
+    }
+
+
+def to_json(statuses: Sequence[ClusterStatus]) -> str:
+    """The whole document of ``%dask_status --json``."""
+    return json.dumps({"clusters": [to_dict(status) for status in statuses]}, indent=2, allow_nan=False)
+
+
+def to_text(
+    statuses: Sequence[ClusterStatus],
+    width: int | None = None,
+    max_rows: int | None = None,
+    now: datetime | None = None,
+) -> str:
+    """Clusters as plain text with tables, without colours or other terminal codes.
+
+    Parameters
+    ----------
+    statuses : sequence of ClusterStatus
+        None at all makes one sentence.
+    width : int or None
+        Columns; None for the terminal's, between 80 and 120.
+    max_rows : int or None
+        How many workers to list for each cluster; None for all.
+    now : datetime or None
+        The time to count from; None for now.
+    """
+    if not statuses:
+        return NO_CLUSTER
+    from rich.console import Console
+    from rich.text import Text
+
+    now = now or utc_now()
+    out = StringIO()
+    columns = width or min(max(shutil.get_terminal_size().columns, 80), 120)
+    # In a notebook rich would display what it prints, were it not told that this is none.
+    console = Console(file=out, width=columns, color_system=None, force_terminal=False, force_jupyter=False)
+    for index, status in enumerate(statuses):
+        if index:
+            console.print()
+        # Text objects, not strings: what stands in square brackets is a message's own, not markup.
+        console.print(Text(f"{clean(status.name)}: {status.state}, {workers_words(status)}"))
+        console.print(Text(" · ".join(fact_words(status, now))))
+        if status.dashboard_link:
+            # One line however narrow the terminal is: a link that was broken in two cannot be followed.
+            console.print(Text(f"Dashboard: {clean(status.dashboard_link)}"), soft_wrap=True)
+        if advice := advice_words(status):
+            console.print(Text(advice))
+        shown = listed_workers(status, max_rows)
+        if shown or status.scheduler is not None:
+            console.print(_table(status, shown, now))
+        if more := len(status.workers) - len(shown):
+            console.print(Text(f"… and {more:,} more"))
+        for session in (*filter(None, [status.scheduler]), *shown):
+            if words := message_words(session):
+                console.print(Text(f"{clean(session.session)} {session.state}: {words}"))
+        for event in latest_events(status.events):
+            console.print(Text(f"{format_at(event.at, now)} {clean(event.message)}"))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def progress_line(status: ClusterStatus, now: datetime | None = None, since: datetime | None = None) -> str:
+    """One line that tells how far a start is: ``default: 2 of 4 workers ready · 1 starting · 1 pending · 12 s``.
+
+    Parameters
+    ----------
+    now : datetime or None
+        The time to count to; None for now.
+    since : datetime or None
+        The time to count from, where that is not the cluster's creation (it is being scaled).
+    """
+    elapsed_s = ((now or utc_now()) - (since or status.created_at)).total_seconds()
+    words = [*count_words(status), format_duration_s(elapsed_s, exact=True)]
+    return f"{clean(status.name)}: {' · '.join(words)}"
+
+
+def _table(status: ClusterStatus, workers: Sequence[SessionStatus], now: datetime) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("Session", "IP address", "State"):
+        table.add_column(title, overflow="fold")
+    for title in ("CPU", "Memory", "Threads", "Tasks"):
+        table.add_column(title, justify="right", overflow="fold")
+    if status.scheduler is not None:
+        table.add_row(*_cells(status.scheduler, now, label=" (scheduler)"), "", "", "", "")
+    for worker in workers:
+        reported = [NO_VALUE] * 4
+        if worker.state == "running":
+            memory = format_memory(worker.memory_bytes, worker.memory_limit_bytes)
+            reported = [format_percent(worker.cpu_percent), memory, str(worker.nthreads), str(worker.executing)]
+        table.add_row(*_cells(worker, now), *reported)
+    return table
+
+
+def _cells(session: SessionStatus, now: datetime, label: str = "") -> list[Any]:
+    from rich.text import Text
+
+    state = phase_words(session, now)
+    return [Text(clean(session.session) + label), Text(clean(session.ip_address or NO_VALUE)), Text(state)]
+
+
+def _session(session: SessionStatus) -> dict[str, Any]:
+    return {
+        "session": session.session,
+        "state": session.state,
+        "ip_address": session.ip_address,
+        "address": session.address,
+    }
+
+
+def _iso(at: datetime) -> str:
+    return f"{at.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def _seconds(value: float | None) -> float | None:
+    """Whole seconds as an integer, as people write them."""
+    if value is None or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else round(value, 3)
