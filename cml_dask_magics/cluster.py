@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import secrets
-import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import Any
 
 from distributed.core import Status, rpc
@@ -23,25 +19,49 @@ from distributed.objects import SchedulerInfo
 from distributed.utils import Log, Logs
 from tornado.ioloop import IOLoop, PeriodicCallback
 
-from cml_dask_magics.commands import SCHEDULER_FILE
-from cml_dask_magics.config import Settings, make_settings, settings_from_json, settings_to_json
+from cml_dask_magics.claims import ANSWER_TIMEOUT_S, claim, open_fleet
+from cml_dask_magics.config import Settings, make_settings
 from cml_dask_magics.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet import Ended, Fleet, StillUpError
 from cml_dask_magics.liveness import liveness, scheduler_address
-from cml_dask_magics.registry import NameTakenError, Owner, Record, Registry, SessionRecord, write_private
-from cml_dask_magics.security import read_security, write_certificates
-from cml_dask_magics.sessions import SessionPool
-from cml_dask_magics.status import ClusterState, ClusterStatus, Event, SessionStatus
-from cml_dask_magics.workers_api import check_dashboard_port, find_platform
+from cml_dask_magics.registry import Record, Registry, SessionRecord
+from cml_dask_magics.security import read_security
+from cml_dask_magics.snapshot import session_of, snapshot, utc
+from cml_dask_magics.status import ClusterState, ClusterStatus
 
 _TICK_S = 0.1
 _REPORT_S = 0.25
 _REFRESH_S = 5.0
-_ANSWER_TIMEOUT_S = 3.0
+_FOLLOW_S = 1.0
 _LOST_AFTER_S = 15.0
 _REFUSED_PAUSE_S = 60.0
 
 StatusCallback = Callable[[ClusterStatus], None]
+
+
+class CallableStatus:
+    """What `CMLCluster.status` is: equal to Dask's `Status` for Dask, and a method for everybody else."""
+
+    def __init__(self, status: Status, snapshot: Callable[[], Any]) -> None:
+        self._status = status
+        self._snapshot = snapshot
+
+    def __call__(self) -> Any:
+        return self._snapshot()
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._status == (other._status if isinstance(other, CallableStatus) else other))
+
+    def __hash__(self) -> int:
+        return hash(self._status)
+
+    def __repr__(self) -> str:
+        return repr(self._status)
+
+    @property
+    def name(self) -> str:
+        """Dask's word for the state."""
+        return str(self._status.name)
 
 
 class SessionAdaptive(Adaptive):  # type: ignore[misc, unused-ignore]
@@ -139,13 +159,13 @@ class CMLCluster(Cluster):
             scheduler_memory=scheduler_memory, adapt=adapt, wait=wait, timeout=timeout, idle_timeout=idle_timeout, env=env,
             dashboard_port=dashboard_port, local=local, no_tls=no_tls, background=background,
         )  # fmt: skip
-        self._open(_claim(settings), self._start_new, asynchronous, loop, on_status, shutdown_on_close=True)
+        self._open(claim(settings), self._start_new, asynchronous, loop, on_status, shutdown_on_close=True)
 
     @classmethod
     def from_settings(cls, settings: Settings, on_status: StatusCallback | None = None) -> CMLCluster:
         """A new cluster from settings that have been made already."""
         self = cls.__new__(cls)
-        self._open(_claim(settings), self._start_new, False, None, on_status, shutdown_on_close=True)
+        self._open(claim(settings), self._start_new, False, None, on_status, shutdown_on_close=True)
         return self
 
     @classmethod
@@ -198,6 +218,7 @@ class CMLCluster(Cluster):
         self._idle_s: float | None = None
         self._background: asyncio.Task[None] | None = None
         self._ended: Ended | None = None
+        self._on_end: Callable[[CMLCluster], None] | None = None
         self.shutdown_on_close = shutdown_on_close
         self.failure: Exception | None = None
         self.warning: str | None = None
@@ -267,10 +288,7 @@ class CMLCluster(Cluster):
         ready, wanted = len(self._connected()), settings.wait if settings.wait is not None else n
         message = f"{ready} workers ready in {time.monotonic() - began:.1f} s"
         if ready < wanted:
-            message = self.warning = (
-                f"cluster {self.name!r}: {ready} of {wanted} workers are ready after {settings.timeout_s:g} s; "
-                f"the other {wanted - ready} join when the platform starts them"
-            )
+            message = self.warning = _ready_in_part(self.name, ready, wanted, settings.timeout_s)
         await asyncio.to_thread(fleet.update, lambda record: replace(record, state="running").with_event(message))
         if settings.adapt:
             self.adapt(minimum=settings.adapt[0], maximum=settings.adapt[1])
@@ -346,7 +364,8 @@ class CMLCluster(Cluster):
                 launch.result()
         # All launches must have answered, or the message would name half of what was refused.
         lost = self._fleet.lost if ids is None else {key for key in self._fleet.lost if key in ids}
-        if (self._fleet.refusals or lost) and all(launch.done() for launch in launches):
+        refused = self._fleet.refusals if ids is None else ()
+        if (refused or lost) and all(launch.done() for launch in launches):
             raise StartFailedError(describe_failure(self._fleet, self._connected(), "a session was refused or died"))
 
     async def _report_while_starting(self) -> None:
@@ -374,7 +393,32 @@ class CMLCluster(Cluster):
         except StillUpError as still_up:
             raise StartFailedError(f"{error}\n{still_up}") from error
 
+    @property
+    def starting(self) -> bool:
+        """Whether a start in the background is still under way."""
+        return self._background is not None and not self._background.done()
+
+    def wait_until_started(self) -> bool:
+        """Wait for a start in the background; False if it failed (see `failure`)."""
+
+        async def wait() -> None:
+            if self._background is not None:
+                await asyncio.wait([self._background])
+
+        self.sync(wait)
+        return self.failure is None and not self.closed
+
     # Scaling
+
+    @property
+    def settings(self) -> Settings:
+        """What the cluster was started with."""
+        return self._settings
+
+    @property
+    def adapting(self) -> bool:
+        """Whether Dask scales the cluster."""
+        return self._adaptive is not None
 
     @property
     def plan(self) -> set[str]:
@@ -471,7 +515,7 @@ class CMLCluster(Cluster):
             await asyncio.to_thread(self._note_requested, n)
 
     async def _end_workers(self, victims: Collection[str], retire: bool, lose_data: bool = False) -> None:
-        names = {_session_of(worker["name"]): worker["name"] for worker in self.scheduler_info["workers"].values()}
+        names = {session_of(worker["name"]): worker["name"] for worker in self.scheduler_info["workers"].values()}
         connected = [names[session] for session in victims if session in names]
         if retire and connected:
             retired = await self.scheduler_comm.retire_workers(names=connected, remove=True, close_workers=True)
@@ -488,25 +532,59 @@ class CMLCluster(Cluster):
         if n != self._fleet.record.requested:
             self._fleet.update(lambda record: replace(record, requested=n).with_event(f"scaled to {n} workers"))
 
-    def wait_until_ready(self, n: int, timeout_s: float) -> None:
-        """Wait until `n` workers are connected; at the deadline one is enough, and `warning` says what is missing.
+    def scale_until_ready(self, n: int, wait: int | None, timeout_s: float, on_status: StatusCallback | None = None) -> None:
+        """`scale` to `n` workers and wait for `wait` of them (all, if None), as a start waits.
+
+        At the deadline one new worker is enough, and `warning` says what is missing. On any error, Ctrl-C too, what this
+        call launched is stopped.
 
         Raises
         ------
         RuntimeError
-            If a session died, or none connected in time.
+            If a session was refused or died, or none connected in time.
         """
+        before, requested = self.plan, self._fleet.record.requested
+        wanted = n if wait is None else wait
+        self.warning = None
 
-        async def wait() -> None:
-            await self._wait_for_sessions(n, time.monotonic() + timeout_s, ids=self.plan)
-            ready = len(self._connected())
-            self.warning = None
-            if ready < n:
-                self.warning = f"cluster {self.name!r}: {ready} of {n} workers are ready; {n - ready} join when they come"
+        async def scale_and_wait() -> None:
+            await self._scale_to(n)
+            reporting = asyncio.ensure_future(self._report_while_starting())
+            try:
+                new = self.plan - before
+                missing = min(len(new), wanted - len(self._connected() & before))
+                if missing > 0:
+                    await self._wait_for_sessions(missing, time.monotonic() + timeout_s, ids=new)
+            except TimeoutError as error:
+                raise StartFailedError(describe_failure(self._fleet, self._connected(), str(error))) from None
+            finally:
+                reporting.cancel()
+            if (ready := len(self._connected())) < wanted:
+                self.warning = _ready_in_part(self.name, ready, wanted, timeout_s)
 
-        self.sync(wait)
+        self._stop_adapting()
+        self._on_status = on_status
+        try:
+            self.sync(scale_and_wait)
+        except BaseException:
+            self._fleet.settle()
+            new = self.plan - before
+            self._fleet.stop(new)
+            if new:
+                self._fleet.update(lambda record: replace(record, requested=requested))
+            raise
 
     # Closing
+
+    @property
+    def closed(self) -> bool:
+        """Whether this object has let go of its cluster."""
+        return bool(self._dask_status == Status.closed)
+
+    @property
+    def ended(self) -> Ended | None:
+        """What was stopped, once this object stopped its cluster."""
+        return self._ended
 
     def close(self, timeout: float | None = None) -> Any:
         """Stop the cluster's sessions and see them end; after `from_name`, only let go (see `shutdown_on_close`).
@@ -551,12 +629,38 @@ class CMLCluster(Cluster):
         if self._watch_worker_status_task is not None and self._watch_worker_status_comm is not None:
             self._watch_worker_status_comm.abort()
         await super()._close()
+        if self._on_end is not None:
+            self._on_end(self)
 
     # Looking
 
-    def status_snapshot(self) -> Any:
-        """The cluster at this moment, a `ClusterStatus`; an awaitable of one where `asynchronous`."""
-        return self.sync(self._status)
+    @property
+    def status(self) -> CallableStatus:
+        """Dask's own state of the cluster object; called, the cluster at this moment, a `ClusterStatus`.
+
+        The call gives an awaitable where the cluster is `asynchronous`.
+        """
+        return CallableStatus(self._dask_status, lambda: self.sync(self._status))
+
+    @status.setter
+    def status(self, status: Status) -> None:
+        self._dask_status = status
+
+    def follow(self, on_status: StatusCallback, on_end: Callable[[CMLCluster], None]) -> None:
+        """Call `on_status` with a `ClusterStatus` every second, from Dask's thread, and `on_end` when this object closes.
+
+        There is one follower; a new one takes the place of the old.
+        """
+
+        async def tell() -> None:
+            on_status(await self._status())
+
+        self._on_end = on_end
+        if "follow" in self.periodic_callbacks:
+            self.periodic_callbacks.pop("follow").stop()
+        callback = self.periodic_callbacks["follow"] = PeriodicCallback(tell, _FOLLOW_S * 1000)
+        assert self.loop is not None
+        self.loop.add_callback(callback.start)
 
     @property
     def dashboard_link(self) -> str:
@@ -578,7 +682,7 @@ class CMLCluster(Cluster):
             return
         try:
             info, idle_since = await asyncio.wait_for(
-                asyncio.gather(self.scheduler_comm.identity(), self.scheduler_comm.check_idle()), _ANSWER_TIMEOUT_S
+                asyncio.gather(self.scheduler_comm.identity(), self.scheduler_comm.check_idle()), ANSWER_TIMEOUT_S
             )
         except (OSError, TimeoutError, asyncio.TimeoutError):
             self._unreachable_since = self._unreachable_since or time.monotonic()
@@ -589,25 +693,13 @@ class CMLCluster(Cluster):
 
     async def _status(self) -> ClusterStatus:
         await self._refresh()
-        fleet, connected = self._fleet, self._connected()
-        workers = {_session_of(worker["name"]): worker for worker in self.scheduler_info["workers"].values()}
-        record = fleet.record
-        scheduler = next((session for session in record.sessions if session.role == "scheduler"), None)
-        sessions = [*self._worker_sessions(), *(s for s in fleet.lost.values() if s.role == "worker")]
-        return ClusterStatus(
-            name=record.name,
-            state=self._state(record),
-            backend=record.backend,
-            created_at=_utc(record.created_at),
-            requested=record.requested,
-            adapt=record.adapt,
-            idle_timeout_s=self._settings.idle_timeout_s,
-            idle_s=self._idle_s,
-            scheduler=self._scheduler_status(scheduler) if scheduler is not None else None,
-            workers=tuple(self._worker_status(s, s.id in connected, workers.get(s.id, {})) for s in sessions),
+        return snapshot(
+            self._fleet,
+            self._state(self._fleet.record),
+            self.scheduler_info["workers"],
+            scheduler_address=self.scheduler_address if self.scheduler_comm is not None else None,
             dashboard_link=self._dashboard_link(),
-            usage=fleet.usage(),
-            events=tuple(Event(_utc(at), message) for at, message in record.events),
+            idle_s=self._idle_s,
         )
 
     def _state(self, record: Record) -> ClusterState:
@@ -621,53 +713,22 @@ class CMLCluster(Cluster):
             return "starting"
         return "running" if len(self._connected()) >= record.requested else "degraded"
 
-    def _scheduler_status(self, session: SessionRecord) -> SessionStatus:
-        return SessionStatus(
-            session=session.id,
-            state=self._fleet.state(session.id, connected=self.scheduler_comm is not None),
-            state_since=_utc(session.running_at or session.launched_at),
-            ip_address=self._fleet.ip_address(session) or _host(self.scheduler_address),
-            address=self.scheduler_address if self.scheduler_comm is not None else None,
-        )
-
-    def _worker_status(self, session: SessionRecord, connected: bool, worker: Mapping[str, Any]) -> SessionStatus:
-        metrics: Mapping[str, Any] = worker.get("metrics", {})
-        address = self._address_of(session.id)
-        return SessionStatus(
-            session=session.id,
-            state=self._fleet.state(session.id, connected),
-            state_since=_utc(session.running_at or session.launched_at),
-            ip_address=self._fleet.ip_address(session) or (_host(address) if address else None),
-            address=address,
-            nthreads=int(worker.get("nthreads", 0)),
-            cpu_percent=float(metrics.get("cpu", 0.0)),
-            memory_bytes=int(metrics.get("memory", 0)),
-            memory_limit_bytes=int(worker.get("memory_limit") or 0),
-            executing=int(metrics.get("executing", 0)),
-        )
-
-    def _address_of(self, session: str) -> str | None:
-        for address, worker in self.scheduler_info["workers"].items():
-            if _session_of(worker["name"]) == session:
-                return str(address)
-        return None
-
     def _connected(self) -> set[str]:
         """Ids of the sessions whose worker the scheduler knows."""
-        return {_session_of(worker["name"]) for worker in self.scheduler_info["workers"].values()}
+        return {session_of(worker["name"]) for worker in self.scheduler_info["workers"].values()}
 
     def _worker_sessions(self) -> list[SessionRecord]:
         fleet = self._fleet
         return [s for s in fleet.record.sessions if s.role == "worker" and fleet.state(s.id, True) == "running"]
 
     def _liveness(self) -> str:
-        return liveness(self._fleet.record, self._fleet.folder, _ANSWER_TIMEOUT_S)
+        return liveness(self._fleet.record, self._fleet.folder, ANSWER_TIMEOUT_S)
 
     async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:
         logs = await super()._get_logs(cluster=False, scheduler=scheduler, workers=workers)
         if cluster:
             events = self._fleet.record.events
-            logs["Cluster"] = Log("\n".join(f"{_utc(at):%Y-%m-%d %H:%M:%S} {message}" for at, message in events))
+            logs["Cluster"] = Log("\n".join(f"{utc(at):%Y-%m-%d %H:%M:%S} {message}" for at, message in events))
         return logs
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -681,71 +742,8 @@ class CMLCluster(Cluster):
         return self.sync(done)
 
 
-def _claim(settings: Settings) -> Fleet:
-    """Take the name and lay out what the sessions will read.
-
-    A cluster of that name that does not answer any more is cleared first.
-    """
-    platform = find_platform(settings.state_directory, settings.local)
-    if settings.dashboard_port is None:
-        check_dashboard_port(platform)
-    registry = Registry(settings.state_directory)
-    _clear_silent(registry, settings.name)
-    record = Record(
-        name=settings.name,
-        token=secrets.token_hex(4),
-        backend=platform.backend,
-        created_at=time.time(),
-        owner=Owner(platform.session, socket.gethostname(), os.getpid()),
-        settings=settings_to_json(settings),
-        requested=settings.n_workers,
-        adapt=settings.adapt,
+def _ready_in_part(name: str, ready: int, wanted: int, timeout_s: float) -> str:
+    return (
+        f"cluster {name!r}: {ready} of {wanted} workers are ready after {timeout_s:g} s; "
+        f"the other {wanted - ready} join when the platform starts them"
     )
-    try:
-        folder = registry.claim(record)
-    except NameTakenError:
-        raise NameTakenError(
-            f"cluster {settings.name!r} is running already; CMLCluster.from_name({settings.name!r}) re-attaches, "
-            f"%dask_down {settings.name} stops it, another name starts another"
-        ) from None
-    try:
-        if settings.tls:
-            write_certificates(folder)
-        # Empty, it means "not yet" to Dask. A missing one might go on missing for other sessions on a network file system.
-        write_private(folder / SCHEDULER_FILE, "")
-    except BaseException:
-        registry.forget(record)
-        raise
-    return Fleet(registry, SessionPool(platform), record, settings)
-
-
-def _clear_silent(registry: Registry, name: str) -> None:
-    fleet = open_fleet(registry, name)
-    if fleet is not None and liveness(fleet.record, fleet.folder, _ANSWER_TIMEOUT_S) == "silent":
-        fleet.end()
-
-
-def open_fleet(registry: Registry, name: str) -> Fleet | None:
-    """The sessions of a recorded cluster, on the platform that they were launched on; None if there is no record."""
-    record = registry.read(name)
-    if record is None:
-        return None
-    platform = find_platform(registry.directory, local=record.backend == "local")
-    try:
-        settings = settings_from_json(record.settings)
-    except TypeError:  # a record that had to be salvaged
-        settings = make_settings(name=name)
-    return Fleet(registry, SessionPool(platform), record, settings)
-
-
-def _session_of(worker_name: Any) -> str:
-    """The session that a worker is named after; ``dask cuda worker`` appends a number a GPU."""
-    return str(worker_name).partition("-")[0]
-
-
-def _host(address: str) -> str | None:
-    return address.partition("://")[2].rpartition(":")[0] or None
-
-
-def _utc(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, timezone.utc)

@@ -219,6 +219,11 @@ class Fleet:
         if left:
             raise StillUpError(self._still_up(left))
 
+    def settle(self) -> None:
+        """Wait for launch calls under way: they cannot be called back, and what they launch must be known."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._in_flight == 0)
+
     def end(self, timeout_s: float = STOP_TIMEOUT_S) -> Ended:
         """Stop every session of the cluster, see them all end, then forget the cluster. Can be called again.
 
@@ -229,8 +234,7 @@ class Fleet:
         """
         with self._changed:
             self._ending = True
-            # A launch that is under way cannot be called back: what it launches must be known before it is stopped.
-            self._changed.wait_for(lambda: self._in_flight == 0)
+        self.settle()
         try:
             record = self.update(lambda record: replace(record, state="stopping"))
         except KeyError:  # another kernel was quicker

@@ -20,6 +20,7 @@ from .render_words import MAX_ROWS, clean, plural, utc_now
 from .status import ClusterStatus
 
 _HIDDEN = "none"
+_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Panel:
             max=actions.max_workers,
             description="Workers",
             style={"description_width": "initial"},
-            layout={"width": "140px"},
+            layout={"width": "130px"},
         )
         self._scale = _button("Scale", "Give the cluster this many workers", self._on_scale)
         self._stop = _button("Stop", "Stop the cluster; asks before it does", self._on_stop)
@@ -154,11 +155,13 @@ class Panel:
         Returns
         -------
         dict
-            The widget view, ``text/html`` and ``text/plain``.
+            The widget view, ``text/html`` and ``text/plain``; of a finished panel only the last two, so that
+            what is displayed or updated with it from then on needs no kernel.
         """
         with self._lock:
             bundle = dict(self._root._repr_mimebundle_())
             if self._finished is not None:
+                bundle.pop(_VIEW, None)
                 summary, kind = self._finished
                 bundle["text/html"] = (
                     f"<div{inline('box')}>{render_html.summary(self._name, summary, kind, inline)}</div>"
@@ -245,7 +248,7 @@ class Panel:
             action()
         # Also what is no Exception, such as asyncio's CancelledError: in this thread nobody else would tell the user.
         except BaseException as error:
-            message = f"{failure}: {error or type(error).__name__}"
+            message = f"{failure}: {str(error) or type(error).__name__}"
         with self._lock:
             self._doing, self._error = "", message
             if self._finished is None:

@@ -127,8 +127,10 @@ def to_text(
         if advice := advice_words(status):
             console.print(Text(advice))
         shown = listed_workers(status, max_rows)
-        if shown or status.scheduler is not None:
-            console.print(_table(status, shown, now))
+        if status.scheduler is not None:
+            console.print(Text(f"Scheduler: {', '.join(_cells(status.scheduler, now))}"))
+        if shown:
+            console.print(_table(shown, now))
         if more := len(status.workers) - len(shown):
             console.print(Text(f"… and {more:,} more"))
         for session in (*filter(None, [status.scheduler]), *shown):
@@ -154,31 +156,29 @@ def progress_line(status: ClusterStatus, now: datetime | None = None, since: dat
     return f"{clean(status.name)}: {' · '.join(words)}"
 
 
-def _table(status: ClusterStatus, workers: Sequence[SessionStatus], now: datetime) -> Table:
+def _table(workers: Sequence[SessionStatus], now: datetime) -> Table:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("Session", "IP address", "State"):
-        table.add_column(title, overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    # In a narrow terminal the others give way first: these two are what people copy.
+    for title in ("Worker", "IP address"):
+        table.add_column(title, overflow="fold", no_wrap=True)
+    table.add_column("State", overflow="fold")
     for title in ("CPU", "Memory", "Threads", "Tasks"):
         table.add_column(title, justify="right", overflow="fold")
-    if status.scheduler is not None:
-        table.add_row(*_cells(status.scheduler, now, label=" (scheduler)"), "", "", "", "")
     for worker in workers:
         reported = [NO_VALUE] * 4
         if worker.state == "running":
             memory = format_memory(worker.memory_bytes, worker.memory_limit_bytes)
             reported = [format_percent(worker.cpu_percent), memory, str(worker.nthreads), str(worker.executing)]
-        table.add_row(*_cells(worker, now), *reported)
+        table.add_row(*map(Text, _cells(worker, now)), *reported)
     return table
 
 
-def _cells(session: SessionStatus, now: datetime, label: str = "") -> list[Any]:
-    from rich.text import Text
-
-    state = phase_words(session, now)
-    return [Text(clean(session.session) + label), Text(clean(session.ip_address or NO_VALUE)), Text(state)]
+def _cells(session: SessionStatus, now: datetime) -> tuple[str, str, str]:
+    return clean(session.session), clean(session.ip_address or NO_VALUE), phase_words(session, now)
 
 
 def _session(session: SessionStatus) -> dict[str, Any]:

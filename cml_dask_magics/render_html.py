@@ -151,7 +151,8 @@ def progress(status: ClusterStatus, dress: Dress) -> str:
     words = _text(" · ".join(count_words(status)))
     return (
         f'<div role="progressbar" aria-label="Workers ready" aria-valuemin="0" aria-valuemax="{status.requested}" '
-        f'aria-valuenow="{status.ready}" aria-valuetext="{words}"{dress("long")}>{fills}</div><div>{words}</div>'
+        f'aria-valuenow="{status.ready}" aria-valuetext="{words}"{dress("long")}>{fills}</div>'
+        f"<div{dress('under')}>{words}</div>"
     )
 
 
@@ -196,7 +197,8 @@ def summary(name: str, text: str, kind: Kind, dress: Dress) -> str:
 def _row(session: SessionStatus, now: datetime, dress: Dress, scheduler: bool = False) -> str:
     note = f" <span{dress('faint')}>scheduler</span>" if scheduler else ""
     words = message_words(session)
-    message = f"<div{dress('faint')}>{_text(words)}</div>" if words else ""
+    # In a row of its own: in a cell it would squeeze the ids, which people copy.
+    message = f'<tr><td colspan="7"{dress("message")}>{_text(words)}</td></tr>' if words else ""
     reported = [""] * 4 if scheduler else [NO_VALUE] * 4
     if session.state == "running" and not scheduler:
         share = session.memory_bytes / session.memory_limit_bytes if session.memory_limit_bytes else 0.0
@@ -212,8 +214,8 @@ def _row(session: SessionStatus, now: datetime, dress: Dress, scheduler: bool = 
     return (
         f'<tr><th scope="row"{dress("cell")}><span{dress("id")}>{_text(session.session)}</span>{note}</th>'
         f"<td{dress('cell')}><span{dress('id')}>{_text(session.ip_address or NO_VALUE)}</span></td>"
-        f"<td{dress('cell')}>{_sign(session.state, dress)} {_text(phase_words(session, now))}{message}</td>"
-        f"{cells}</tr>"
+        f"<td{dress('phase')}>{_sign(session.state, dress)} {_text(phase_words(session, now))}</td>"
+        f"{cells}</tr>{message}"
     )
 
 

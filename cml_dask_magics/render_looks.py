@@ -33,22 +33,25 @@ _LOOKS = {
     "error": f"margin:6px 0;padding:4px 10px;border-left:3px solid {_COLOURS['bad']};white-space:pre-wrap;"
     "overflow-wrap:anywhere",
     "tiles": "display:flex;flex-wrap:wrap;gap:8px;margin:8px 0",
-    "tile": f"flex:1 1 112px;border:{_LINE};border-radius:6px;padding:6px 12px 8px",
-    "label": f"color:{_FAINT};font-size:12px",
+    "tile": f"flex:1 1 90px;border:{_LINE};border-radius:6px;padding:5px 8px 7px",
+    "label": f"color:{_FAINT};font-size:11px",
     "value": "font-size:17px;font-weight:600;line-height:1.3;white-space:nowrap",
     "bar": "display:flex;height:4px;margin-top:3px;border-radius:2px;overflow:hidden;"
     "background:var(--jp-layout-color3,rgba(128,128,128,.3))",
     "long": "display:flex;height:8px;margin:8px 0 4px;border-radius:4px;overflow:hidden;"
     "background:var(--jp-layout-color3,rgba(128,128,128,.3))",
+    "under": "margin-bottom:6px",
     "scroll": "overflow-x:auto",
     "table": "border-collapse:collapse;width:100%;margin:4px 0;font-size:13px;table-layout:auto;border:none",
-    "title": f"padding:3px 10px 3px 0;text-align:left;font-weight:600;color:{_FAINT};border-bottom:{_LINE};"
+    "title": f"padding:3px 8px 3px 0;text-align:left;font-weight:600;color:{_FAINT};border-bottom:{_LINE};"
     "white-space:nowrap",
-    "title-r": f"padding:3px 10px 3px 0;text-align:right;font-weight:600;color:{_FAINT};border-bottom:{_LINE};"
+    "title-r": f"padding:3px 8px 3px 0;text-align:right;font-weight:600;color:{_FAINT};border-bottom:{_LINE};"
     "white-space:nowrap",
-    "cell": "padding:3px 10px 3px 0;text-align:left;font-weight:normal;vertical-align:middle",
-    "cell-r": "padding:3px 10px 3px 0;text-align:right;vertical-align:middle;white-space:nowrap;"
+    "cell": "padding:3px 8px 3px 0;text-align:left;font-weight:normal;vertical-align:middle",
+    "cell-r": "padding:3px 8px 3px 0;text-align:right;vertical-align:middle;white-space:nowrap;"
     "font-variant-numeric:tabular-nums;line-height:1.25",
+    "phase": "padding:3px 8px 3px 0;text-align:left;vertical-align:middle;white-space:nowrap",
+    "message": f"padding:0 8px 4px 0;text-align:left;color:{_FAINT};overflow-wrap:anywhere;white-space:pre-wrap",
     "id": "font:12px var(--jp-code-font-family,monospace);overflow-wrap:anywhere",
     "events": f"list-style:none;margin:6px 0 0;padding:6px 0 0;border-top:{_LINE};color:{_FAINT}",
     "event": "margin:0;padding:0;overflow-wrap:anywhere;white-space:pre-wrap",

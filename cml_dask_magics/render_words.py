@@ -99,9 +99,12 @@ def format_bytes(size: float) -> str:
 
 
 def format_memory(used_bytes: int, limit_bytes: int) -> str:
-    """Memory in use and its limit, where there is one: ``96 MiB / 2 GiB``."""
+    """Memory in use and its limit, where there is one: ``96 MiB / 2 GiB``, ``1.5 / 2 GiB``."""
     used = format_bytes(used_bytes)
-    return f"{used} / {format_bytes(limit_bytes)}" if limit_bytes else used
+    if not limit_bytes:
+        return used
+    limit = format_bytes(limit_bytes)
+    return f"{used.removesuffix(limit[limit.index(' ') :])} / {limit}"
 
 
 def format_percent(percent: float) -> str:

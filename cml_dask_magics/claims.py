@@ -1,0 +1,88 @@
+"""Taking a cluster's name for a new start, and opening what an earlier one left on record."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+
+from cml_dask_magics.commands import SCHEDULER_FILE
+from cml_dask_magics.config import Settings, make_settings, settings_from_json, settings_to_json
+from cml_dask_magics.fleet import Fleet
+from cml_dask_magics.liveness import liveness
+from cml_dask_magics.registry import NameTakenError, Owner, Record, Registry, write_private
+from cml_dask_magics.security import write_certificates
+from cml_dask_magics.sessions import SessionPool
+from cml_dask_magics.workers_api import Platform, check_dashboard_port, find_platform
+
+ANSWER_TIMEOUT_S = 3.0
+_pools: dict[tuple[str, Path], SessionPool] = {}
+
+
+def claim(settings: Settings) -> Fleet:
+    """Take the name and lay out what the sessions will read.
+
+    A cluster of that name that does not answer any more is cleared first.
+
+    Raises
+    ------
+    ValueError
+        If the dashboard would have no port.
+    NameTakenError
+        If a cluster of that name is alive.
+    RuntimeError
+        If there is no platform, the state folder cannot be written, or sessions of a dead cluster do not stop.
+    """
+    platform = find_platform(settings.state_directory, settings.local)
+    if settings.dashboard_port is None:
+        check_dashboard_port(platform)
+    registry = Registry(settings.state_directory)
+    dead = open_fleet(registry, settings.name)
+    if dead is not None and liveness(dead.record, dead.folder, ANSWER_TIMEOUT_S) == "silent":
+        dead.end()
+    record = Record(
+        name=settings.name,
+        token=secrets.token_hex(4),
+        backend=platform.backend,
+        created_at=time.time(),
+        owner=Owner(platform.session, socket.gethostname(), os.getpid()),
+        settings=settings_to_json(settings),
+        requested=settings.n_workers,
+        adapt=settings.adapt,
+    )
+    try:
+        folder = registry.claim(record)
+    except NameTakenError:
+        raise NameTakenError(
+            f"cluster {settings.name!r} is running already; CMLCluster.from_name({settings.name!r}) re-attaches, "
+            f"%dask_down {settings.name} stops it, another name starts another"
+        ) from None
+    try:
+        if settings.tls:
+            write_certificates(folder)
+        # Empty, it means "not yet" to Dask. A missing one might go on missing for other sessions on a network file system.
+        write_private(folder / SCHEDULER_FILE, "")
+    except BaseException:
+        registry.forget(record)
+        raise
+    return Fleet(registry, _pool(platform, registry), record, settings)
+
+
+def open_fleet(registry: Registry, name: str) -> Fleet | None:
+    """The sessions of a recorded cluster, on the platform that they were launched on; None if there is no record."""
+    record = registry.read(name)
+    if record is None:
+        return None
+    platform = find_platform(registry.directory, local=record.backend == "local")
+    try:
+        settings = settings_from_json(record.settings)
+    except TypeError:  # a record that had to be salvaged, or one of another release
+        settings = make_settings(name=name)
+    return Fleet(registry, _pool(platform, registry), record, settings)
+
+
+def _pool(platform: Platform, registry: Registry) -> SessionPool:
+    """The one pool of this kernel for a platform, so that there is one poller however many clusters there are."""
+    return _pools.setdefault((platform.backend, registry.directory), SessionPool(platform))

@@ -1,0 +1,241 @@
+"""The three line magics: ``%dask_up``, ``%dask_down`` and ``%dask_status``.
+
+What is typed, what is put into the namespace and what is read. Importing this module imports neither Dask nor ipywidgets:
+both come with the first use.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+
+from cml_dask_magics import config
+from cml_dask_magics.options import LineParser, down_parser, status_parser, up_parser
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from cml_dask_magics.operations import Up
+
+_NOTICE_TIMEOUT_S = 0.3
+
+
+class DaskMagics:
+    """The magics of one shell.
+
+    Parameters
+    ----------
+    shell : InteractiveShell
+    """
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self.shell = shell
+        self.parsers: dict[str, LineParser] = {parser.name: parser for parser in (up_parser(), down_parser(), status_parser())}
+
+    def register(self) -> None:
+        """Make the magics, their help and their completion known to the shell."""
+        for name, parser in self.parsers.items():
+            method = getattr(self, name)
+
+            def magic(line: str, method: Any = method) -> None:
+                method(line)
+
+            magic.__doc__ = parser.help()
+            magic.__name__ = name
+            self.shell.register_magic_function(magic, "line", name)
+            self.shell.set_hook("complete_command", self._completer(parser), str_key=f"%{name}")
+
+    def unregister(self) -> None:
+        """Take them away again."""
+        for name in self.parsers:
+            self.shell.magics_manager.magics["line"].pop(name, None)
+            self.shell.strdispatchers["complete_command"].strs.pop(f"%{name}", None)
+
+    def dask_up(self, line: str) -> None:
+        """``%dask_up``: see `options.up_parser`."""
+        typed = {key: value for key, value in vars(self.parsers["dask_up"].parse(line)).items() if value is not None}
+        settings = _settings(**typed)
+        from cml_dask_magics import operations, show
+
+        fields = {option.name.replace("-", "_"): option.field for option in config.OPTIONS}
+        given = frozenset(fields[key] for key in typed)
+        try:
+            with show.starting(self.shell, settings.name, settings.state_directory) as on_status:
+                up = operations.up(settings, given, on_status)
+        except (RuntimeError, OSError, ValueError) as error:
+            # Raised anew: the user needs the words, not the way that they took through this package.
+            raise _user_error(error) from None
+        except KeyboardInterrupt:
+            print("Interrupted: every session that this %dask_up launched has been stopped.", file=sys.stderr)
+            raise
+        self._tell(up)
+        self.shell.push({settings.cluster: up.cluster})
+        if settings.background and up.cluster.starting:
+            threading.Thread(
+                target=self._push_client_when_up, args=(up, settings.client), name="dask_up client", daemon=True
+            ).start()
+        else:
+            self.shell.push({settings.client: operations.client(up.cluster)})
+
+    def dask_down(self, line: str) -> None:
+        """``%dask_down``: see `options.down_parser`."""
+        typed = self.parsers["dask_down"].parse(line)
+        from cml_dask_magics import operations, show
+
+        directory = _settings().state_directory
+        try:
+            there_are = operations.names(directory)
+            wanted = there_are if typed.all else typed.names or _the_one(there_are)
+            if not wanted:
+                print("There is no cluster to stop.")
+            failures = []
+            for name in dict.fromkeys(wanted):
+                try:
+                    ended = operations.down(_settings(name=name).name, directory)
+                except RuntimeError as error:  # the others are still to be stopped
+                    failures.append(str(error))
+                else:
+                    print(show.ended_words(ended) if ended is not None else f"There is no cluster {name!r} to stop.")
+        except (RuntimeError, OSError) as error:
+            raise _user_error(error) from None
+        if failures:
+            raise RuntimeError("\n".join(failures))
+
+    def dask_status(self, line: str) -> None:
+        """``%dask_status``: see `options.status_parser`."""
+        typed = self.parsers["dask_status"].parse(line)
+        if sum((typed.text, typed.json, typed.logs is not None)) > 1:
+            raise UsageError("--text, --json and --logs exclude each other; give one of them")
+        from cml_dask_magics import operations, render, show
+
+        settings = _settings(name=typed.name)
+        directory = settings.state_directory
+        try:
+            if typed.logs is not None:
+                _print_logs(operations.logs(directory, settings.name, typed.logs or None))
+                return
+            statuses = operations.statuses(directory, typed.name)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        except (RuntimeError, OSError) as error:
+            raise _user_error(error) from None
+        if typed.name is not None and not statuses:
+            there_are = operations.names(directory)
+            known = f"there are: {', '.join(there_are)}" if there_are else "no cluster is running"
+            raise UsageError(f"there is no cluster {typed.name!r}; {known}")
+        if typed.json:
+            print(render.to_json(statuses))
+        elif typed.text or not statuses or not show.in_notebook(self.shell):
+            print(render.to_text(statuses))
+        else:
+            for status in statuses:
+                show.panel(status.name, directory, status)
+
+    def _tell(self, up: Up) -> None:
+        from cml_dask_magics import show
+
+        for note in up.notes:
+            print(note, file=sys.stderr)
+        if not show.in_notebook(self.shell):
+            link = up.cluster.dashboard_link
+            print(f"Cluster {up.cluster.name!r} {up.done}: {up.cluster!r}" + (f"\nDashboard: {link}" if link else ""))
+
+    def _push_client_when_up(self, up: Up, variable: str) -> None:
+        from cml_dask_magics import operations
+
+        if up.cluster.wait_until_started():
+            self.shell.push({variable: operations.client(up.cluster)})
+
+    def _completer(self, parser: LineParser) -> Any:
+        def complete(_shell: Any, event: Any) -> list[str]:
+            words = event.line[: len(event.line)].split()
+            previous = words[-1] if event.line.endswith(" ") else words[-2] if len(words) > 1 else ""
+            if previous == "--name" or (parser.name != "dask_up" and not event.symbol.startswith("-")):
+                return _cluster_names()
+            return parser.flags
+
+        return complete
+
+
+def register(shell: InteractiveShell) -> None:
+    """Give the shell its magics, and say which clusters of this user are still running."""
+    unregister(shell)
+    magics = DaskMagics(shell)
+    magics.register()
+    _registered[id(shell)] = magics
+    if line := notice():
+        print(line)
+
+
+def unregister(shell: InteractiveShell) -> None:
+    """Take the magics from the shell; clusters go on."""
+    magics = _registered.pop(id(shell), None)
+    if magics is not None:
+        magics.unregister()
+
+
+def notice() -> str:
+    """One line about clusters on record that this kernel does not hold; empty if there are none."""
+    try:
+        directory = config.state_directory()
+        if not (directory / "clusters").is_dir():
+            return ""
+        from cml_dask_magics.liveness import liveness
+        from cml_dask_magics.registry import Registry
+
+        registry = Registry(directory)
+        operations = sys.modules.get("cml_dask_magics.operations")
+        running, silent = [], []
+        for name in registry.names():
+            record = registry.read(name)
+            if record is None or (operations is not None and operations.is_held(name)):
+                continue
+            answers = liveness(record, registry.run_folder(record), _NOTICE_TIMEOUT_S) != "silent"
+            (running if answers else silent).append(name)
+    except (RuntimeError, ValueError, OSError) as error:
+        return f"cml-dask-magics cannot tell whether clusters of yours are still running: {error}"
+    parts = []
+    if running:
+        parts.append(f"still running: {', '.join(running)} (%dask_up --name {running[0]} re-attaches, %dask_down {running[0]} stops)")
+    if silent:
+        parts.append(f"on record, but not answering: {', '.join(silent)} (%dask_down {silent[0]} clears what is left)")
+    return f"Dask clusters {'; '.join(parts)}" if parts else ""
+
+
+_registered: dict[int, DaskMagics] = {}
+
+
+def _settings(**given: Any) -> config.Settings:
+    try:
+        return config.make_settings(**given)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _the_one(names: list[str]) -> list[str]:
+    if "default" in names or len(names) < 2:
+        return ["default"] if "default" in names else names
+    raise UsageError(f"there are {len(names)} clusters: {', '.join(names)}; name one, or --all")
+
+
+def _user_error(error: Exception) -> Exception:
+    return UsageError(str(error)) if isinstance(error, ValueError) else RuntimeError(str(error))
+
+
+def _cluster_names() -> list[str]:
+    from cml_dask_magics.registry import Registry
+
+    try:
+        return Registry(config.state_directory()).names()
+    except (RuntimeError, ValueError, OSError):
+        return []
+
+
+def _print_logs(logs: dict[str, list[str]]) -> None:
+    for session, lines in logs.items():
+        print(f"==> session {session} <==")
+        print("\n".join(lines) if lines else "(nothing)")

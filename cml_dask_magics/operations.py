@@ -1,0 +1,235 @@
+"""What the magics do, without the magics: bring a cluster up, take it down, look at it, read what it printed.
+
+Knows the clusters that this kernel holds. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+
+from cml_dask_magics.claims import ANSWER_TIMEOUT_S, open_fleet
+from cml_dask_magics.cluster import CMLCluster, StatusCallback
+from cml_dask_magics.commands import LOG_SUFFIX
+from cml_dask_magics.config import Settings
+from cml_dask_magics.fleet import Ended, Fleet, read_tail
+from cml_dask_magics.liveness import liveness
+from cml_dask_magics.registry import NameTakenError, Registry
+from cml_dask_magics.sessions import PlatformError
+from cml_dask_magics.snapshot import snapshot
+from cml_dask_magics.status import ClusterStatus
+
+_held: dict[str, CMLCluster] = {}
+_clients: dict[str, Client] = {}
+_SIZES = ("cpu", "memory_gib", "gpu", "scheduler_cpu", "scheduler_memory_gib", "idle_timeout_s", "env", "tls")
+
+
+@dataclass(frozen=True)
+class Up:
+    """What `up` came to.
+
+    Parameters
+    ----------
+    cluster : CMLCluster
+    done : str
+        What was done: ``started``, ``starting``, ``re-attached`` or ``already up``, and ``scaled`` where it was.
+    notes : tuple of str
+        What the user should know: workers that are missing, options that a running cluster cannot take.
+    """
+
+    cluster: CMLCluster
+    done: str
+    notes: tuple[str, ...] = ()
+
+
+def up(settings: Settings, given: frozenset[str], on_status: StatusCallback | None = None) -> Up:
+    """Make it so that the cluster `settings.name` has as many workers as `settings` says.
+
+    Parameters
+    ----------
+    settings : Settings
+    given : frozenset of str
+        The fields of `settings` that the user gave: a running cluster is scaled only if asked to.
+    on_status : callable, optional
+        Called about four times a second meanwhile, from Dask's thread.
+
+    Raises
+    ------
+    RuntimeError
+        If it did not come up; everything that this call launched has been stopped.
+    """
+    cluster = held(settings.name)
+    done = "already up"
+    if cluster is None:
+        registry = Registry(settings.state_directory)
+        fleet = open_fleet(registry, settings.name)
+        if fleet is None or liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S) == "silent":
+            try:
+                return _started(settings, on_status)
+            except NameTakenError:  # another kernel claimed the name at the same instant
+                pass
+        cluster = CMLCluster.from_name(settings.name, shutdown_on_close=True)
+        _held[settings.name] = cluster
+        done = "re-attached"
+    return _adjusted(cluster, settings, given, done, on_status)
+
+
+def _started(settings: Settings, on_status: StatusCallback | None) -> Up:
+    cluster = CMLCluster.from_settings(settings, on_status)
+    _held[settings.name] = cluster
+    return Up(cluster, "starting" if settings.background else "started", (cluster.warning,) if cluster.warning else ())
+
+
+def _adjusted(
+    cluster: CMLCluster, settings: Settings, given: frozenset[str], done: str, on_status: StatusCallback | None
+) -> Up:
+    current = cluster.settings
+    fixed = [name for name in _SIZES if name in given and getattr(settings, name) != getattr(current, name)]
+    notes = []
+    if fixed:
+        notes.append(
+            f"cluster {cluster.name!r} keeps the {', '.join(fixed)} that it was started with; "
+            f"%dask_down {cluster.name} first to change that"
+        )
+    if settings.adapt and "adapt" in given:
+        cluster.adapt(minimum=settings.adapt[0], maximum=settings.adapt[1])
+        done += f", scaling between {settings.adapt[0]} and {settings.adapt[1]} workers"
+    elif "n_workers" in given and (settings.n_workers != len(cluster.plan) or cluster.adapting):
+        if settings.background:
+            cluster.scale(settings.n_workers)
+        else:
+            cluster.scale_until_ready(settings.n_workers, settings.wait, settings.timeout_s, on_status)
+        done += f", scaled to {settings.n_workers} workers"
+    if cluster.warning:
+        notes.append(cluster.warning)
+    return Up(cluster, done, tuple(notes))
+
+
+def client(cluster: CMLCluster) -> Any:
+    """The client that this kernel has for a cluster, made where there is none."""
+    known = _clients.get(cluster.name)
+    if known is None or known.status != "running" or known.cluster is not cluster:
+        known = _clients[cluster.name] = Client(cluster)
+    return known
+
+
+def held(name: str) -> CMLCluster | None:
+    """The cluster of that name that this kernel holds, if it is still the one on record and its scheduler is there."""
+    cluster = _held.get(name)
+    if cluster is None:
+        return None
+    if cluster.closed or cluster.status().state in ("lost", "stopping"):
+        _let_go(name)
+        return None
+    return cluster
+
+
+def is_held(name: str) -> bool:
+    """Whether this kernel has hold of a cluster of that name."""
+    return name in _held and not _held[name].closed
+
+
+def scale(name: str, n: int) -> None:
+    """Bring a cluster that this kernel holds to `n` workers, as the panel's button does."""
+    cluster = held(name)
+    if cluster is None:
+        raise RuntimeError(f"cluster {name!r} is not running any more; %dask_up --name {name} starts it")
+    cluster.scale(n)
+
+
+def names(state_directory: Path) -> list[str]:
+    """Names of the clusters on record."""
+    return Registry(state_directory).names()
+
+
+def down(name: str, state_directory: Path) -> Ended | None:
+    """Stop a cluster, wherever it was started from; None if there is none.
+
+    Raises
+    ------
+    RuntimeError
+        Naming the sessions that did not end; their record is kept.
+    """
+    known = _clients.pop(name, None)
+    if known is not None:
+        known.close()
+    cluster = _held.get(name)
+    try:
+        if cluster is not None and not cluster.closed:
+            ended: Ended | None = cluster.shutdown()
+            return ended
+        fleet = open_fleet(Registry(state_directory), name)
+        return fleet.end() if fleet is not None else None
+    finally:
+        _held.pop(name, None)
+
+
+def statuses(state_directory: Path, name: str | None = None) -> list[ClusterStatus]:
+    """Snapshots of one cluster or of all on record; a cluster of another kernel's is attached to, for looking."""
+    wanted = names(state_directory) if name is None else [name]
+    found = (_status(Registry(state_directory), each) for each in wanted)
+    return [status for status in found if status is not None]
+
+
+def _status(registry: Registry, name: str) -> ClusterStatus | None:
+    cluster = held(name)
+    if cluster is None:
+        fleet = open_fleet(registry, name)
+        if fleet is None:
+            return None
+        if liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S) != "answers":
+            return _status_without_scheduler(fleet)
+        try:
+            cluster = _held[name] = CMLCluster.from_name(name, shutdown_on_close=True)
+        except RuntimeError:
+            return _status_without_scheduler(fleet)
+    status: ClusterStatus = cluster.status()
+    return status
+
+
+def _status_without_scheduler(fleet: Fleet) -> ClusterStatus:
+    try:
+        listing = fleet.pool.listing()
+        fleet.observe({session.id: listing[session.id] for session in fleet.record.sessions if session.id in listing})
+    except PlatformError as error:
+        fleet.log(str(error))
+    starting = liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S) == "starting"
+    state = "stopping" if fleet.record.state == "stopping" else "starting" if starting else "lost"
+    return snapshot(fleet, state, {})  # type: ignore[arg-type]
+
+
+def logs(state_directory: Path, name: str, session: str | None = None, lines: int = 200) -> dict[str, list[str]]:
+    """The last lines that a cluster's sessions printed, by session; of its last start, if it has ended.
+
+    Raises
+    ------
+    ValueError
+        If there is no such cluster, or it has no such session.
+    """
+    folder = Registry(state_directory).latest_log_folder(name)
+    paths = {path.name.removesuffix(LOG_SUFFIX): path for path in sorted(folder.iterdir())} if folder else {}
+    if not paths:
+        raise ValueError(f"there is no output of a cluster {name!r}")
+    if session is not None and session not in paths:
+        raise ValueError(f"cluster {name!r} has no output of a session {session!r}; there are: {', '.join(paths)}")
+    return {each: read_tail(path, lines) for each, path in paths.items() if session in (None, each)}
+
+
+def follow(name: str, on_status: StatusCallback, on_end: Callable[[CMLCluster], None]) -> bool:
+    """Have a held cluster tell its status every second until it ends; False if this kernel does not hold it."""
+    cluster = _held.get(name)
+    if cluster is None or cluster.closed:
+        return False
+    cluster.follow(on_status, on_end)
+    return True
+
+
+def _let_go(name: str) -> None:
+    cluster = _held.pop(name)
+    if not cluster.closed:
+        cluster.shutdown_on_close = False
+        cluster.close()
