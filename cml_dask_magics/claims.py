@@ -12,7 +12,8 @@ from cml_dask_magics.commands import SCHEDULER_FILE
 from cml_dask_magics.config import Settings, make_settings, settings_from_json, settings_to_json
 from cml_dask_magics.fleet import Fleet
 from cml_dask_magics.liveness import liveness
-from cml_dask_magics.registry import NameTakenError, Owner, Record, Registry, write_private
+from cml_dask_magics.records import Owner, Record
+from cml_dask_magics.registry import NameTakenError, Registry, write_private
 from cml_dask_magics.security import write_certificates
 from cml_dask_magics.sessions import SessionPool
 from cml_dask_magics.workers_api import Platform, check_dashboard_port, find_platform
@@ -62,7 +63,7 @@ def claim(settings: Settings) -> Fleet:
     try:
         if settings.tls:
             write_certificates(folder)
-        # Empty, it means "not yet" to Dask. A missing one might go on missing for other sessions on a network file system.
+        # Empty, it means "not yet" to Dask. A missing one might go on missing for others on a network file system.
         write_private(folder / SCHEDULER_FILE, "")
     except BaseException:
         registry.forget(record)

@@ -49,7 +49,7 @@ def scheduler_line(settings: Settings, port: int) -> str:
 
 
 def worker_line(settings: Settings) -> str:
-    """What a worker's session runs: one worker that is called like its session and waits for the scheduler's address."""
+    """What a worker's session runs: one worker, called like its session, that waits for the scheduler's address."""
     cuda = settings.gpu > 0 and importlib.util.find_spec("dask_cuda") is not None
     line = (
         f"{_PRELUDE}{_PYTHON}{'cuda worker' if cuda else 'worker'}{_COMMON}"
@@ -88,8 +88,8 @@ def worker_nthreads(cpu: float) -> int:
 def worker_memory_limit_bytes(memory_gib: float) -> int:
     """What a worker may use of its session's memory, in bytes.
 
-    A tenth, at least 256 MiB and at most 1 GiB, stays free for the session's own kernel and Dask's nanny (0.1 GiB each);
-    never more than half.
+    A tenth, at least 256 MiB and at most 1 GiB, stays free for the session's own kernel and Dask's nanny (0.1 GiB
+    each); never more than half.
     """
     reserved_gib = min(memory_gib / 2, max(0.25, min(1.0, memory_gib / 10)))
     return int((memory_gib - reserved_gib) * _GIB)

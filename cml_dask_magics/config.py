@@ -5,22 +5,18 @@ Importing this module is cheap (no Dask), so that the magics can build their hel
 
 from __future__ import annotations
 
-import keyword
-import math
 import os
 import re
-import string
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cml_dask_magics import values
+
 SECTION = "cml-dask-magics"
 _DEFAULTS_FILE = Path(__file__).with_name("cml_dask_magics.yaml")
-_MINUTES = re.compile(r"(?<=[\d.\s])mins?\b")
-_RESERVED_ENV = ("CDSW_", "CML_DASK_")
-_LAUNCH_ARGUMENTS = frozenset({"n", "cpu", "memory", "nvidia_gpu", "code", "script", "env"})
 
 
 @dataclass(frozen=True)
@@ -84,119 +80,6 @@ class Option:
     default: Any = None
 
 
-def _number(value: Any, allowed: str, low: float, high: float) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not low <= number <= high:
-        raise ValueError(allowed)
-    return number
-
-
-def _integer(allowed: str, low: int, high: int = 10**9) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        number = _number(value, allowed, low, high)
-        if number != int(number):
-            raise ValueError(allowed)
-        return int(number)
-
-    return read
-
-
-def _cores(value: Any) -> float:
-    return _number(value, "a number of cores from 0.1 to 1024, such as 2 or 0.5", 0.1, 1024)
-
-
-def _gib(value: Any) -> float:
-    allowed = "a size from 0.5 to 65536 GiB, such as 4, 4GiB or 4096MiB"
-    if isinstance(value, str) and not _is_number(value):
-        from dask.utils import parse_bytes
-
-        try:
-            value = parse_bytes(value) / 2**30
-        except (ValueError, KeyError, IndexError):
-            raise ValueError(allowed) from None
-    return _number(value, allowed, 0.5, 65536)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _seconds(value: Any) -> float:
-    allowed = "a duration from 1 second to 365 days, such as 90s, '5 min' or '1 hour'"
-    if isinstance(value, str) and not _is_number(value):
-        from dask.utils import parse_timedelta
-
-        try:  # Dask knows m, minute and minutes, but not the common min
-            value = parse_timedelta(_MINUTES.sub("m", value.strip()), default="s")
-        except (ValueError, KeyError, IndexError):
-            raise ValueError(allowed) from None
-    return _number(value, allowed, 1, 365 * 86400)
-
-
-def _seconds_or_off(value: Any) -> float | None:
-    # YAML reads a bare off as False
-    if value is None or value is False or value == "off":
-        return None
-    try:
-        return _seconds(value)
-    except ValueError as error:
-        raise ValueError(f"{error}, or 'off' for never") from None
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", value):
-        raise ValueError("1 to 40 letters, digits, '-' and '_'")
-    return value
-
-
-def _adapt(value: Any) -> tuple[int, int] | None:
-    if value is None or value is False or value == "off":
-        return None
-    try:
-        low, high = value.split(":") if isinstance(value, str) else value
-        low, high = int(low), int(high)
-    except (TypeError, ValueError):
-        low, high = 1, 0
-    if not 0 <= low <= high or high < 1:
-        raise ValueError("MIN:MAX workers with 0 <= MIN <= MAX and MAX at least 1, such as 2:10")
-    return low, high
-
-
-def _env(value: Any) -> dict[str, str]:
-    pairs: Iterable[Any] = value.items() if isinstance(value, Mapping) else value
-    env = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=") if isinstance(pair, str) else (pair[0], "=", str(pair[1]))
-        # The value may be a secret: a message names the key alone.
-        if not separator or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key) or "\0" in text:
-            raise ValueError("KEY=VALUE, KEY made of letters, digits and '_'")
-        if key.startswith(_RESERVED_ENV):
-            raise ValueError(f"KEY=VALUE, KEY not starting with {' or '.join(_RESERVED_ENV)} (they belong to the platform)")
-        env[key] = text
-    return env
-
-
-def _variable(value: Any) -> str:
-    if not isinstance(value, str) or not value.isidentifier() or keyword.iskeyword(value):
-        raise ValueError("the name of a Python variable")
-    return value
-
-
-def _switch(value: Any) -> bool:
-    if isinstance(value, str) and value.lower() in ("true", "yes", "on", "false", "no", "off"):
-        return value.lower() in ("true", "yes", "on")
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
 def _directory(value: Any) -> Path:
     if value is None:
         return default_state_directory()
@@ -205,64 +88,37 @@ def _directory(value: Any) -> Path:
     return Path(value).expanduser().absolute()
 
 
-def _python(value: Any) -> str:
-    if value is None:
-        return sys.executable
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("the path of a Python interpreter")
-    return os.path.expanduser(value)  # noqa: PTH111 - a bare "python3" must stay a bare name
-
-
-def _launch_options(value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError("a mapping of keywords for launch_workers, such as {accelerator_label_id: 2}")
-    if taken := sorted(_LAUNCH_ARGUMENTS & set(value)):
-        raise ValueError(f"keywords other than {', '.join(taken)}, which this package sets itself")
-    return dict(value)
-
-
-def _template(value: Any) -> str:
-    allowed = "a template over {app_url}, {session} and {domain}, such as '{app_url}/status'"
-    try:
-        fields = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
-    except (TypeError, ValueError):
-        raise ValueError(allowed) from None
-    if not fields <= {"app_url", "session", "domain"}:
-        raise ValueError(allowed)
-    return str(value)
-
-
-_WORKERS = _integer("a whole number of workers from 1 to max-workers", 1)
-_PORT = _integer("a port from 1 to 65535", 1, 65535)
+_WORKERS = values.integer("a whole number of workers from 1 to max-workers", 1)
+_PORT = values.integer("a port from 1 to 65535", 1, 65535)
 
 OPTIONS: tuple[Option, ...] = (
     Option("n-workers", "n_workers", _WORKERS, "N", "number of workers", 2),
-    Option("name", "name", _name, "NAME", "which cluster: letters, digits, - and _, up to 40", "default"),
-    Option("cpu", "cpu", _cores, "CORES", "cores of each worker", 1),
-    Option("memory", "memory_gib", _gib, "GIB", "GiB of each worker: 4, 4GiB or 4096MiB", 2),
-    Option("gpu", "gpu", _integer("a whole number of GPUs, 0 or more", 0, 1024), "N", "GPUs of each worker", 0),
-    Option("scheduler-cpu", "scheduler_cpu", _cores, "CORES", "cores of the scheduler", 1),
-    Option("scheduler-memory", "scheduler_memory_gib", _gib, "GIB", "GiB of the scheduler", 2),
-    Option("adapt", "adapt", _adapt, "MIN:MAX", "let Dask scale between MIN and MAX workers; default: off"),
-    Option("wait", "wait", lambda v: None if v is None else _integer("a whole number of workers, 1 or more", 1)(v),
-           "N", "how many workers to wait for; default: all"),
-    Option("timeout", "timeout_s", _seconds, "DURATION", "how long to wait for them: 90s, 5 min", "5 min"),
-    Option("idle-timeout", "idle_timeout_s", _seconds_or_off, "DURATION",
+    Option("name", "name", values.name, "NAME", "which cluster: letters, digits, - and _, up to 40", "default"),
+    Option("cpu", "cpu", values.cores, "CORES", "cores of each worker", 1),
+    Option("memory", "memory_gib", values.gib, "GIB", "GiB of each worker: 4, 4GiB or 4096MiB", 2),
+    Option("gpu", "gpu", values.integer("a whole number of GPUs, 0 or more", 0, 1024), "N", "GPUs of each worker", 0),
+    Option("scheduler-cpu", "scheduler_cpu", values.cores, "CORES", "cores of the scheduler", 1),
+    Option("scheduler-memory", "scheduler_memory_gib", values.gib, "GIB", "GiB of the scheduler", 2),
+    Option("adapt", "adapt", values.adapt, "MIN:MAX", "let Dask scale between MIN and MAX workers; default: off"),
+    Option("wait", "wait", lambda v: None if v is None else _WORKERS(v), "N",
+           "how many workers to wait for; default: all"),
+    Option("timeout", "timeout_s", values.seconds, "DURATION", "how long to wait for them: 90s, 5 min", "5 min"),
+    Option("idle-timeout", "idle_timeout_s", values.seconds_or_off, "DURATION",
            "stop the cluster after this long without work; off for never", "1 hour"),
-    Option("env", "env", _env, "KEY=VALUE", "into the workers' environment; may be repeated", {}),
+    Option("env", "env", values.env, "KEY=VALUE", "into the workers' environment; may be repeated", {}),
     Option("dashboard-port", "dashboard_port", lambda v: None if v is None else _PORT(v), "PORT",
            "port of the dashboard; default: CDSW_READONLY_PORT, a free port on a local cluster"),
-    Option("local", "local", _switch, "", "processes of this machine instead of CML sessions; default where there is no CML",
-           False),
-    Option("no-tls", "tls", lambda v: not _switch(v), "", "plain tcp:// instead of TLS", False),
-    Option("background", "background", _switch, "", "return at once; the panel goes on telling", False),
-    Option("client", "client", _variable, "VAR", "variable to put the client into", "client"),
-    Option("cluster", "cluster", _variable, "VAR", "variable to put the cluster into", "cluster"),
+    Option("local", "local", values.switch, "",
+           "processes of this machine instead of CML sessions; default where there is no CML", False),
+    Option("no-tls", "tls", lambda v: not values.switch(v), "", "plain tcp:// instead of TLS", False),
+    Option("background", "background", values.switch, "", "return at once; the panel goes on telling", False),
+    Option("client", "client", values.variable, "VAR", "variable to put the client into", "client"),
+    Option("cluster", "cluster", values.variable, "VAR", "variable to put the cluster into", "cluster"),
     Option("state-directory", "state_directory", _directory),
-    Option("python", "python", _python),
-    Option("launch-options", "launch_options", _launch_options, default={}),
-    Option("max-workers", "max_workers", _integer("a whole number, 1 or more", 1), default=500),
-    Option("dashboard-link", "dashboard_link", _template, default="{app_url}/status"),
+    Option("python", "python", values.python),
+    Option("launch-options", "launch_options", values.launch_options, default={}),
+    Option("max-workers", "max_workers", values.integer("a whole number, 1 or more", 1), default=500),
+    Option("dashboard-link", "dashboard_link", values.template, default="{app_url}/status"),
 )  # fmt: skip
 
 

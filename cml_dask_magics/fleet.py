@@ -15,7 +15,8 @@ from typing import Any
 
 from cml_dask_magics import commands
 from cml_dask_magics.config import Settings
-from cml_dask_magics.registry import Record, Registry, Role, SessionRecord
+from cml_dask_magics.records import Record, Role, SessionRecord
+from cml_dask_magics.registry import Registry
 from cml_dask_magics.sessions import Launched, PlatformError, SessionInfo, SessionPool
 from cml_dask_magics.status import SessionState, Usage
 
@@ -353,7 +354,7 @@ class Fleet:
         more = f"; and {len(left) - 10} more" if len(left) > 10 else ""
         return (
             f"cluster {self._record.name!r}: {len(left)} of its sessions did not stop ({shown}{more}). "
-            f"They are kept on record; run %dask_down {self._record.name} again, or stop them in the platform's own pages"
+            f"They are kept on record; run %dask_down {self._record.name} again, or stop them in the platform's pages"
         )
 
     def _ended(self, record: Record, sessions: int) -> Ended:

@@ -11,7 +11,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from cml_dask_magics.commands import SCHEDULER_FILE
-from cml_dask_magics.registry import Record
+from cml_dask_magics.records import Record
 
 Liveness = Literal["answers", "starting", "silent"]
 # How long after its start's deadline a cluster that has not come up may still be in somebody's hands.

@@ -1,14 +1,14 @@
 """The three line magics: ``%dask_up``, ``%dask_down`` and ``%dask_status``.
 
-What is typed, what is put into the namespace and what is read. Importing this module imports neither Dask nor ipywidgets:
-both come with the first use.
+What is typed, what is put into the namespace and what is read. Importing this module imports neither Dask nor
+ipywidgets: both come with the first use.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -34,19 +34,14 @@ class DaskMagics:
 
     def __init__(self, shell: InteractiveShell) -> None:
         self.shell = shell
-        self.parsers: dict[str, LineParser] = {parser.name: parser for parser in (up_parser(), down_parser(), status_parser())}
+        self.parsers: dict[str, LineParser] = {
+            parser.name: parser for parser in (up_parser(), down_parser(), status_parser())
+        }
 
     def register(self) -> None:
         """Make the magics, their help and their completion known to the shell."""
         for name, parser in self.parsers.items():
-            method = getattr(self, name)
-
-            def magic(line: str, method: Any = method) -> None:
-                method(line)
-
-            magic.__doc__ = parser.help()
-            magic.__name__ = name
-            self.shell.register_magic_function(magic, "line", name)
+            self.shell.register_magic_function(_magic(name, getattr(self, name), parser.help()), "line", name)
             self.shell.set_hook("complete_command", self._completer(parser), str_key=f"%{name}")
 
     def unregister(self) -> None:
@@ -189,7 +184,8 @@ def notice() -> str:
 
         registry = Registry(directory)
         operations = sys.modules.get("cml_dask_magics.operations")
-        running, silent = [], []
+        running: list[str] = []
+        silent: list[str] = []
         for name in registry.names():
             record = registry.read(name)
             if record is None or (operations is not None and operations.is_held(name)):
@@ -200,10 +196,23 @@ def notice() -> str:
         return f"cml-dask-magics cannot tell whether clusters of yours are still running: {error}"
     parts = []
     if running:
-        parts.append(f"still running: {', '.join(running)} (%dask_up --name {running[0]} re-attaches, %dask_down {running[0]} stops)")
+        first = running[0]
+        parts.append(
+            f"still running: {', '.join(running)} (%dask_up --name {first} re-attaches, %dask_down {first} stops)"
+        )
     if silent:
         parts.append(f"on record, but not answering: {', '.join(silent)} (%dask_down {silent[0]} clears what is left)")
     return f"Dask clusters {'; '.join(parts)}" if parts else ""
+
+
+def _magic(name: str, method: Callable[[str], None], doc: str) -> Any:
+    """A function for the shell, which takes its help from the docstring."""
+
+    def magic(line: str) -> None:
+        method(line)
+
+    magic.__name__, magic.__doc__ = name, doc
+    return magic
 
 
 _registered: dict[int, DaskMagics] = {}

@@ -13,9 +13,10 @@ from typing import Any
 from distributed import Client
 
 from cml_dask_magics.claims import ANSWER_TIMEOUT_S, open_fleet
-from cml_dask_magics.cluster import CMLCluster, StatusCallback
+from cml_dask_magics.cluster import CMLCluster
 from cml_dask_magics.commands import LOG_SUFFIX
 from cml_dask_magics.config import Settings
+from cml_dask_magics.connected import StatusCallback
 from cml_dask_magics.fleet import Ended, Fleet, read_tail
 from cml_dask_magics.liveness import liveness
 from cml_dask_magics.registry import NameTakenError, Registry

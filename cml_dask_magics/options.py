@@ -94,8 +94,9 @@ def up_parser() -> LineParser:
     """``%dask_up``: one flag for each option that help names."""
     parser = LineParser(
         "dask_up",
-        "Make it so that the cluster NAME has N workers: start it, scale it or re-attach to it. Waits until the workers "
-        "are ready, then puts `cluster` and `client` into the namespace. Defaults can be set in Dask's configuration.",
+        "Make it so that the cluster NAME has N workers: start it, scale it or re-attach to it. Waits until the "
+        "workers are ready, then puts `cluster` and `client` into the namespace. Dask's configuration can set other "
+        "defaults.",
     )
     for option in OPTIONS:
         if not option.help:  # what only the configuration sets
@@ -118,10 +119,12 @@ def down_parser() -> LineParser:
     """``%dask_down``."""
     parser = LineParser(
         "dask_down",
-        "Stop a cluster, wherever it was started from: `default`, or the only one there is. Returns when every one of its "
-        "sessions has ended. Stops only what this package launched.",
+        "Stop a cluster, wherever it was started from: `default`, or the only one there is. Returns when every one of "
+        "its sessions has ended. Stops only what this package launched.",
     )
-    parser.add("names", nargs="*", metavar="NAME", help="clusters to stop; default: `default`, or the only one there is")
+    parser.add(
+        "names", nargs="*", metavar="NAME", help="clusters to stop; default: `default`, or the only one there is"
+    )
     parser.add("--all", action="store_true", help="every cluster on record; default: off")
     return parser
 

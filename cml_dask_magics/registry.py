@@ -8,25 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
-import re
 import secrets
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
-RECORD_VERSION = 1
-_KEPT_EVENTS = 50
+from cml_dask_magics.records import NAME, Owner, Record, SessionRecord, record_from_json, record_to_json
+
 _KEPT_RUNS = 10
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
-
-Role = Literal["scheduler", "worker"]
-RecordState = Literal["starting", "running", "stopping"]
 
 
 class NameTakenError(RuntimeError):
@@ -35,109 +28,6 @@ class NameTakenError(RuntimeError):
 
 class RegistryError(RuntimeError):
     """The state folder cannot be used; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class SessionRecord:
-    """A session that was launched for a cluster.
-
-    Times are seconds since the epoch; `running_at` and `ended_at` are what this package saw first.
-    `launched_from` is the id of the session that launched it: only that one sees it in its listing.
-    """
-
-    id: str
-    role: Role
-    cpu: float
-    memory_gib: float
-    gpu: int
-    launched_at: float
-    launched_from: str = ""
-    running_at: float | None = None
-    ended_at: float | None = None
-    ip_address: str | None = None
-    app_url: str | None = None
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who started the cluster: session id (empty outside CML), host name, process id of the kernel."""
-
-    session: str
-    hostname: str
-    pid: int
-
-
-@dataclass(frozen=True)
-class Record:
-    """All that must be known to find, use and stop a cluster.
-
-    Parameters
-    ----------
-    token : str
-        Names this start of the cluster; part of the run folder's name.
-    launching : tuple of str
-        Launch calls that began and have not been accounted for, a note each. While there are any, sessions
-        may exist whose ids are not in `sessions`: their log files in the run folder tell them.
-    settings : dict
-        The cluster's settings as plain JSON values, for a later kernel to scale it alike.
-    core_s, gib_s, gpu_s : float
-        Core-seconds, GiB-seconds and GPU-seconds of sessions that ended and left `sessions`.
-    events : tuple of (float, str)
-        Seconds since the epoch and a sentence, oldest first.
-    """
-
-    name: str
-    token: str
-    backend: str
-    created_at: float
-    owner: Owner
-    settings: dict[str, Any]
-    requested: int
-    state: RecordState = "starting"
-    adapt: tuple[int, int] | None = None
-    scheduler_address: str | None = None
-    sessions: tuple[SessionRecord, ...] = ()
-    launching: tuple[str, ...] = ()
-    core_s: float = 0.0
-    gib_s: float = 0.0
-    gpu_s: float = 0.0
-    events: tuple[tuple[float, str], ...] = ()
-    version: int = RECORD_VERSION
-    salvaged: bool = field(default=False)
-
-    def with_event(self, message: str) -> Record:
-        """The record with one more event, the oldest ones dropped."""
-        return replace(self, events=(*self.events, (time.time(), message))[-_KEPT_EVENTS:])
-
-
-def record_from_json(text: str) -> Record:
-    """A record from its JSON.
-
-    Raises
-    ------
-    ValueError
-        If it is no record: not JSON, a field missing, of the wrong kind, or of a newer version.
-    """
-    try:
-        data = json.loads(text)
-        if not isinstance(data, dict):
-            raise ValueError("not a JSON object")
-        if data.get("version") != RECORD_VERSION:
-            raise ValueError(f"version {data.get('version')!r}, this package reads {RECORD_VERSION}")
-        data["owner"] = Owner(**data["owner"])
-        data["sessions"] = tuple(SessionRecord(**session) for session in data["sessions"])
-        data["launching"] = tuple(str(note) for note in data["launching"])
-        data["events"] = tuple((float(at), str(message)) for at, message in data["events"])
-        data["adapt"] = tuple(data["adapt"]) if data["adapt"] else None
-        record = Record(**data)
-        if not _NAME.fullmatch(record.name) or not _NAME.fullmatch(record.token):
-            raise ValueError("a name that is none")
-        if not all(isinstance(session.id, str) and session.id for session in record.sessions):
-            raise ValueError("a session without an id")
-        float(record.created_at), int(record.requested)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"a field is missing or of the wrong kind: {error}") from None
-    return record
 
 
 class Registry:
@@ -156,7 +46,7 @@ class Registry:
     def names(self) -> list[str]:
         """Names of the clusters that have a record, sorted."""
         try:
-            return sorted(entry.name for entry in os.scandir(self.directory / "clusters") if _NAME.fullmatch(entry.name))
+            return sorted(entry.name for entry in os.scandir(self.directory / "clusters") if NAME.fullmatch(entry.name))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -168,13 +58,15 @@ class Registry:
 
     def latest_log_folder(self, name: str) -> Path | None:
         """Where the sessions of the newest start of a cluster, running or ended, print to."""
-        folders = [folder for folder in self.directory.glob(f"runs/{name}-*/logs") if self._run_of(folder.parent) == name]
+        folders = [
+            folder for folder in self.directory.glob(f"runs/{name}-*/logs") if self._run_of(folder.parent) == name
+        ]
         return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
 
     def read(self, name: str) -> Record | None:
         """The record of a cluster, or None.
 
-        A broken record is set aside beside itself, and one that holds what can still be known (the ids of the
+        A broken record is moved to ``broken/``, and one that holds what can still be known (the ids of the
         sessions that printed something) takes its place, so that its sessions can be stopped.
         """
         path = self._record_path(name)
@@ -210,7 +102,7 @@ class Registry:
             run.mkdir(mode=0o700)
             (run / "logs").mkdir(mode=0o700)
             draft.mkdir(mode=0o700)
-            write_private(draft / "record.json", _to_json(record))
+            write_private(draft / "record.json", record_to_json(record))
             # A rename onto a folder that is not empty fails: of two claims at once, one wins, with its record whole.
             draft.rename(draft.parent / record.name)
         except OSError as error:
@@ -238,13 +130,13 @@ class Registry:
             changed = change(record)
             if changed != record:
                 try:
-                    write_private(self._record_path(name), _to_json(changed))
+                    write_private(self._record_path(name), record_to_json(changed))
                 except OSError as error:
                     raise self._unusable(error) from error
             return changed
 
     def forget(self, record: Record) -> None:
-        """Remove the record and the secrets of a cluster of which every session has ended; its logs are kept a while."""
+        """Remove the record and the secrets of a cluster whose sessions have all ended; its logs are kept a while."""
         folder = self._record_path(record.name).parent
         gone = folder.with_name(f".{record.name}.{secrets.token_hex(4)}")
         with self._exclusive(record.name), contextlib.suppress(FileNotFoundError):
@@ -301,20 +193,29 @@ class Registry:
         runs = [run for run in self.directory.glob(f"runs/{name}-*") if self._run_of(run) == name]
         run = max(runs, key=lambda run: run.stat().st_mtime, default=None)
         token = run.name.rpartition("-")[2] if run else secrets.token_hex(4)
-        aside = path.with_name(f"record.broken-{int(time.time())}.json")
-        record = Record(
-            name=name, token=token, backend="", created_at=time.time(), owner=Owner("", "", 0), settings={}, requested=0,
-            state="stopping", salvaged=True, launching=("unknown: the record was broken",),
-        )  # fmt: skip
+        aside = self.directory / "broken" / f"{name}-{int(time.time())}.json"
         now = time.time()
+        record = Record(
+            name=name,
+            token=token,
+            backend="",
+            created_at=now,
+            owner=Owner("", "", 0),
+            settings={},
+            requested=0,
+            state="stopping",
+            launching=("whatever the broken record knew of",),
+        )
         sessions = tuple(
             SessionRecord(id=session, role="worker", cpu=0, memory_gib=0, gpu=0, launched_at=now)
             for session in sorted(self.logged_sessions(record))
         )
-        record = replace(record, sessions=sessions).with_event(f"the record could not be read ({reason}); it is kept as {aside}")
+        record = replace(record, sessions=sessions)
+        record = record.with_event(f"the record could not be read ({reason}); it is kept as {aside}")
         try:
+            aside.parent.mkdir(mode=0o700, exist_ok=True)
             path.rename(aside)
-            write_private(path, _to_json(record))
+            write_private(path, record_to_json(record))
         except OSError as error:
             raise self._unusable(error) from error
         return record
@@ -338,7 +239,3 @@ def write_private(path: Path, text: str) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-
-
-def _to_json(record: Record) -> str:
-    return json.dumps(asdict(record), indent=1)

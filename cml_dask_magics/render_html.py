@@ -195,7 +195,7 @@ def summary(name: str, text: str, kind: Kind, dress: Dress) -> str:
 
 
 def _row(session: SessionStatus, now: datetime, dress: Dress, scheduler: bool = False) -> str:
-    note = f" <span{dress('faint')}>scheduler</span>" if scheduler else ""
+    note = f" <span{dress('label')}>scheduler</span>" if scheduler else ""
     words = message_words(session)
     # In a row of its own: in a cell it would squeeze the ids, which people copy.
     message = f'<tr><td colspan="7"{dress("message")}>{_text(words)}</td></tr>' if words else ""
@@ -214,7 +214,7 @@ def _row(session: SessionStatus, now: datetime, dress: Dress, scheduler: bool = 
     return (
         f'<tr><th scope="row"{dress("cell")}><span{dress("id")}>{_text(session.session)}</span>{note}</th>'
         f"<td{dress('cell')}><span{dress('id')}>{_text(session.ip_address or NO_VALUE)}</span></td>"
-        f"<td{dress('phase')}>{_sign(session.state, dress)} {_text(phase_words(session, now))}</td>"
+        f"<td{dress('cell')}>{_sign(session.state, dress)}&nbsp;{_text(phase_words(session, now))}</td>"
         f"{cells}</tr>{message}"
     )
 

@@ -101,7 +101,15 @@ class SessionPool:
         self._wake = threading.Event()
 
     def launch(
-        self, n: int, *, cpu: float, memory_gib: float, gpu: int, code: str, env: Mapping[str, str], options: Mapping[str, Any]
+        self,
+        n: int,
+        *,
+        cpu: float,
+        memory_gib: float,
+        gpu: int,
+        code: str,
+        env: Mapping[str, str],
+        options: Mapping[str, Any],
     ) -> Launched:
         """Launch `n` sessions with one call. Raises nothing: see `Launched` for what can come of it."""
         before = self._listed_ids()
@@ -253,7 +261,11 @@ class SessionPool:
         said = {}
         for session, response in zip(asked, responses, strict=True):
             code = getattr(response, "status_code", 204)
-            said[session] = _STOPPED if 200 <= code < 300 or code == 404 else f"stop answered HTTP {code} {_short(getattr(response, 'text', ''))}"
+            said[session] = (
+                _STOPPED
+                if 200 <= code < 300 or code == 404
+                else f"stop answered HTTP {code} {_short(getattr(response, 'text', ''))}"
+            )
         return said
 
     def _listed_ids(self) -> set[str] | None:

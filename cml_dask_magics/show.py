@@ -12,7 +12,8 @@ from IPython.display import display
 from rich.console import Console
 
 from cml_dask_magics import operations, render
-from cml_dask_magics.cluster import CMLCluster, StatusCallback
+from cml_dask_magics.cluster import CMLCluster
+from cml_dask_magics.connected import StatusCallback
 from cml_dask_magics.fleet import Ended
 from cml_dask_magics.panel import Panel, PanelActions
 from cml_dask_magics.status import ClusterStatus
@@ -48,7 +49,7 @@ def starting(shell: Any, name: str, state_directory: Path) -> Iterator[StatusCal
         with Console().status(f"{name}: asking the platform for sessions") as line:
             yield lambda status: line.update(render.progress_line(status))
     else:
-        yield lambda status: None
+        yield lambda _status: None
 
 
 def panel(name: str, state_directory: Path, status: ClusterStatus) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from cml_dask_magics.fleet import Fleet
-from cml_dask_magics.registry import SessionRecord
+from cml_dask_magics.records import SessionRecord
 from cml_dask_magics.status import ClusterState, ClusterStatus, Event, SessionStatus
 
 

@@ -1,0 +1,211 @@
+"""A Dask cluster object that is connected to a scheduler of ours: what it sees, what it shows, how it lets go.
+
+The lower half of `CMLCluster`; starts, scales and stops nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from distributed.core import Status, rpc
+from distributed.deploy.cluster import Cluster
+from distributed.objects import SchedulerInfo
+from distributed.utils import Log, Logs
+from tornado.ioloop import IOLoop, PeriodicCallback
+
+from cml_dask_magics.claims import ANSWER_TIMEOUT_S
+from cml_dask_magics.config import Settings
+from cml_dask_magics.fleet import Fleet
+from cml_dask_magics.records import SessionRecord
+from cml_dask_magics.security import read_security
+from cml_dask_magics.snapshot import session_of, snapshot, utc
+from cml_dask_magics.status import ClusterState, ClusterStatus
+
+_REFRESH_S = 5.0
+_FOLLOW_S = 1.0
+LOST_AFTER_S = 15.0
+
+StatusCallback = Callable[[ClusterStatus], None]
+
+
+class CallableStatus:
+    """What `CMLCluster.status` is: equal to Dask's `Status` for Dask, and a method for everybody else."""
+
+    def __init__(self, status: Status, snapshot: Callable[[], Any]) -> None:
+        self._status = status
+        self._snapshot = snapshot
+
+    def __call__(self) -> Any:
+        return self._snapshot()
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._status == (other._status if isinstance(other, CallableStatus) else other))
+
+    def __hash__(self) -> int:
+        return hash(self._status)
+
+    def __repr__(self) -> str:
+        return repr(self._status)
+
+    @property
+    def name(self) -> str:
+        """Dask's word for the state."""
+        return str(self._status.name)
+
+
+class ConnectedCluster(Cluster):  # type: ignore[misc]
+    """The view of one cluster through its scheduler, its sessions and its record.
+
+    Parameters
+    ----------
+    fleet : Fleet
+        The cluster's sessions.
+    asynchronous : bool
+        As for `distributed.deploy.Cluster`.
+    loop : tornado.ioloop.IOLoop, optional
+    """
+
+    scheduler_comm: Any
+    scheduler_info: Any
+    periodic_callbacks: dict[str, Any]
+    _adaptive: Any
+
+    def __init__(self, fleet: Fleet, asynchronous: bool, loop: IOLoop | None) -> None:
+        self._fleet = fleet
+        self._dask_status = Status.created
+        self._unreachable_since: float | None = None
+        self._idle_s: float | None = None
+        self._on_end: Callable[[Any], None] | None = None
+        self.failure: Exception | None = None
+        self.warning: str | None = None
+        super().__init__(asynchronous=asynchronous, loop=loop, quiet=True, name=fleet.record.name)
+        # Dask's stream tells of workers that come and go, but only to the last who asked for it: with two kernels on
+        # one cluster the first must look for itself.
+        self.periodic_callbacks["refresh"] = PeriodicCallback(self._refresh, _REFRESH_S * 1000)
+
+    @property
+    def settings(self) -> Settings:
+        """What the cluster was started with."""
+        return self._fleet.settings
+
+    @property
+    def closed(self) -> bool:
+        """Whether this object has let go of its cluster."""
+        return bool(self._dask_status == Status.closed)
+
+    @property
+    def status(self) -> CallableStatus:
+        """Dask's own state of the cluster object; called, the cluster at this moment, a `ClusterStatus`.
+
+        The call gives an awaitable where the cluster is `asynchronous`.
+        """
+        return CallableStatus(self._dask_status, lambda: self.sync(self._status))
+
+    @status.setter
+    def status(self, status: Status) -> None:
+        self._dask_status = status
+
+    @property
+    def observed(self) -> set[str]:
+        """Ids of the sessions whose worker the scheduler knows; the workers are named after them."""
+        return {session_of(worker["name"]) for worker in self.scheduler_info["workers"].values()}
+
+    @property
+    def dashboard_link(self) -> str:
+        """Where a browser of the user finds the dashboard; empty while that is not known."""
+        scheduler = self._scheduler_session()
+        if scheduler is None or not scheduler.app_url or self.scheduler_comm is None:
+            return ""
+        return self.settings.dashboard_link.format(
+            app_url=scheduler.app_url.rstrip("/"), session=scheduler.id, domain=self._fleet.pool.platform.domain
+        )
+
+    def follow(self, on_status: StatusCallback, on_end: Callable[[Any], None]) -> None:
+        """Call `on_status` with a `ClusterStatus` every second, from Dask's thread, and `on_end` when this closes.
+
+        There is one follower; a new one takes the place of the old.
+        """
+
+        async def tell() -> None:
+            on_status(await self._status())
+
+        self._on_end = on_end
+        if "follow" in self.periodic_callbacks:
+            self.periodic_callbacks.pop("follow").stop()
+        callback = self.periodic_callbacks["follow"] = PeriodicCallback(tell, _FOLLOW_S * 1000)
+        assert self.loop is not None
+        self.loop.add_callback(callback.start)
+
+    async def _connect(self, address: str) -> None:
+        self.security = read_security(self._fleet.folder, self.settings.tls)
+        self.scheduler_comm = rpc(address, connection_args=self.security.get_connection_args("client"))
+        await super()._start()
+        await asyncio.to_thread(self._fleet.update, lambda record: replace(record, scheduler_address=address))
+
+    async def _disconnect(self) -> None:
+        if self.scheduler_comm is not None:
+            await self.scheduler_comm.close_rpc()
+            self.scheduler_comm = None
+
+    async def _detach(self) -> None:
+        """Let go of scheduler and platform; the cluster goes on."""
+        self._fleet.unwatch()
+        # The stream to a scheduler that was cut off ends when the network says so; closing must not wait for that.
+        if self._watch_worker_status_task is not None and self._watch_worker_status_comm is not None:
+            self._watch_worker_status_comm.abort()
+        await super()._close()
+        if self._on_end is not None:
+            self._on_end(self)
+
+    async def _refresh(self) -> None:
+        """Take in what the scheduler knows of its workers: Dask's own stream tells no CPU and memory."""
+        if self.scheduler_comm is None:
+            return
+        try:
+            info, idle_since = await asyncio.wait_for(
+                asyncio.gather(self.scheduler_comm.identity(), self.scheduler_comm.check_idle()), ANSWER_TIMEOUT_S
+            )
+        except (OSError, TimeoutError, asyncio.TimeoutError):
+            self._unreachable_since = self._unreachable_since or time.monotonic()
+            return
+        self._unreachable_since = None
+        self._idle_s = max(0.0, time.time() - idle_since) if idle_since else None
+        self.scheduler_info = SchedulerInfo(info)
+
+    async def _status(self) -> ClusterStatus:
+        await self._refresh()
+        await asyncio.to_thread(self._fleet.refresh)
+        return snapshot(
+            self._fleet,
+            self._state(),
+            self.scheduler_info["workers"],
+            scheduler_address=self.scheduler_address if self.scheduler_comm is not None else None,
+            dashboard_link=self.dashboard_link or None,
+            idle_s=self._idle_s,
+        )
+
+    def _state(self) -> ClusterState:
+        record = self._fleet.record
+        if record.state == "stopping" or self.failure is not None:
+            return "stopping"
+        stream = self._watch_worker_status_task
+        silent_s = time.monotonic() - self._unreachable_since if self._unreachable_since is not None else 0.0
+        if silent_s > LOST_AFTER_S or (silent_s and stream is not None and stream.done()):
+            return "lost"
+        if record.state == "starting":
+            return "starting"
+        return "running" if len(self.observed) >= record.requested else "degraded"
+
+    def _scheduler_session(self) -> SessionRecord | None:
+        return next((session for session in self._fleet.record.sessions if session.role == "scheduler"), None)
+
+    async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:
+        logs = await super()._get_logs(cluster=False, scheduler=scheduler, workers=workers)
+        if cluster:
+            events = self._fleet.record.events
+            logs["Cluster"] = Log("\n".join(f"{utc(at):%Y-%m-%d %H:%M:%S} {message}" for at, message in events))
+        return logs

@@ -1,0 +1,126 @@
+"""What is on record of a cluster: plain data, to and from JSON.
+
+Knows no files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+RECORD_VERSION = 1
+NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_KEPT_EVENTS = 50
+
+Role = Literal["scheduler", "worker"]
+RecordState = Literal["starting", "running", "stopping"]
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """A session that was launched for a cluster.
+
+    Times are seconds since the epoch; `running_at` and `ended_at` are what this package saw first.
+    `launched_from` is the id of the session that launched it: only that one sees it in its listing.
+    """
+
+    id: str
+    role: Role
+    cpu: float
+    memory_gib: float
+    gpu: int
+    launched_at: float
+    launched_from: str = ""
+    running_at: float | None = None
+    ended_at: float | None = None
+    ip_address: str | None = None
+    app_url: str | None = None
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who started the cluster: session id (empty outside CML), host name, process id of the kernel."""
+
+    session: str
+    hostname: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that must be known to find, use and stop a cluster.
+
+    Parameters
+    ----------
+    token : str
+        Names this start of the cluster; part of the run folder's name.
+    launching : tuple of str
+        Launch calls that began and have not been accounted for, a note each. While there are any, sessions
+        may exist whose ids are not in `sessions`: their log files in the run folder tell them.
+    settings : dict
+        The cluster's settings as plain JSON values, for a later kernel to scale it alike.
+    core_s, gib_s, gpu_s : float
+        Core-seconds, GiB-seconds and GPU-seconds of sessions that ended and left `sessions`.
+    events : tuple of (float, str)
+        Seconds since the epoch and a sentence, oldest first.
+    """
+
+    name: str
+    token: str
+    backend: str
+    created_at: float
+    owner: Owner
+    settings: dict[str, Any]
+    requested: int
+    state: RecordState = "starting"
+    adapt: tuple[int, int] | None = None
+    scheduler_address: str | None = None
+    sessions: tuple[SessionRecord, ...] = ()
+    launching: tuple[str, ...] = ()
+    core_s: float = 0.0
+    gib_s: float = 0.0
+    gpu_s: float = 0.0
+    events: tuple[tuple[float, str], ...] = ()
+    version: int = RECORD_VERSION
+
+    def with_event(self, message: str) -> Record:
+        """The record with one more event, the oldest ones dropped."""
+        return replace(self, events=(*self.events, (time.time(), message))[-_KEPT_EVENTS:])
+
+
+def record_from_json(text: str) -> Record:
+    """A record from its JSON.
+
+    Raises
+    ------
+    ValueError
+        If it is no record: not JSON, a field missing, of the wrong kind, or of a newer version.
+    """
+    try:
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("not a JSON object")
+        if data.get("version") != RECORD_VERSION:
+            raise ValueError(f"version {data.get('version')!r}, this package reads {RECORD_VERSION}")
+        data["owner"] = Owner(**data["owner"])
+        data["sessions"] = tuple(SessionRecord(**session) for session in data["sessions"])
+        data["launching"] = tuple(str(note) for note in data["launching"])
+        data["events"] = tuple((float(at), str(message)) for at, message in data["events"])
+        data["adapt"] = tuple(data["adapt"]) if data["adapt"] else None
+        record = Record(**data)
+        if not NAME.fullmatch(record.name) or not NAME.fullmatch(record.token):
+            raise ValueError("a name that is none")
+        if not all(isinstance(session.id, str) and session.id for session in record.sessions):
+            raise ValueError("a session without an id")
+        float(record.created_at), int(record.requested)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"a field is missing or of the wrong kind: {error}") from None
+    return record
+
+
+def record_to_json(record: Record) -> str:
+    """A record as `record_from_json` reads it."""
+    return json.dumps(asdict(record), indent=1)

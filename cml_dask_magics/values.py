@@ -1,0 +1,161 @@
+"""How the value of an option is read: each function returns what it understood, or says what is allowed.
+
+The sentence of a ``ValueError`` here completes "OPTION must be ...".
+"""
+
+from __future__ import annotations
+
+import keyword
+import math
+import os
+import re
+import string
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+_MINUTES = re.compile(r"(?<=[\d.\s])mins?\b")
+_RESERVED_ENV = ("CDSW_", "CML_DASK_")
+_LAUNCH_ARGUMENTS = frozenset({"n", "cpu", "memory", "nvidia_gpu", "code", "script", "env"})
+
+
+def _number(value: Any, allowed: str, low: float, high: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not low <= number <= high:
+        raise ValueError(allowed)
+    return number
+
+
+def integer(allowed: str, low: int, high: int = 10**9) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        number = _number(value, allowed, low, high)
+        if number != int(number):
+            raise ValueError(allowed)
+        return int(number)
+
+    return read
+
+
+def cores(value: Any) -> float:
+    return _number(value, "a number of cores from 0.1 to 1024, such as 2 or 0.5", 0.1, 1024)
+
+
+def gib(value: Any) -> float:
+    allowed = "a size from 0.5 to 65536 GiB, such as 4, 4GiB or 4096MiB"
+    if isinstance(value, str) and not _is_number(value):
+        from dask.utils import parse_bytes
+
+        try:
+            value = parse_bytes(value) / 2**30
+        except (ValueError, KeyError, IndexError):
+            raise ValueError(allowed) from None
+    return _number(value, allowed, 0.5, 65536)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def seconds(value: Any) -> float:
+    allowed = "a duration from 1 second to 365 days, such as 90s, '5 min' or '1 hour'"
+    if isinstance(value, str) and not _is_number(value):
+        from dask.utils import parse_timedelta
+
+        try:  # Dask knows m, minute and minutes, but not the common min
+            value = parse_timedelta(_MINUTES.sub("m", value.strip()), default="s")
+        except (ValueError, KeyError, IndexError):
+            raise ValueError(allowed) from None
+    return _number(value, allowed, 1, 365 * 86400)
+
+
+def seconds_or_off(value: Any) -> float | None:
+    # YAML reads a bare off as False
+    if value is None or value is False or value == "off":
+        return None
+    try:
+        return seconds(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or 'off' for never") from None
+
+
+def name(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", value):
+        raise ValueError("1 to 40 letters, digits, '-' and '_'")
+    return value
+
+
+def adapt(value: Any) -> tuple[int, int] | None:
+    if value is None or value is False or value == "off":
+        return None
+    try:
+        low, high = value.split(":") if isinstance(value, str) else value
+        low, high = int(low), int(high)
+    except (TypeError, ValueError):
+        low, high = 1, 0
+    if not 0 <= low <= high or high < 1:
+        raise ValueError("MIN:MAX workers with 0 <= MIN <= MAX and MAX at least 1, such as 2:10")
+    return low, high
+
+
+def env(value: Any) -> dict[str, str]:
+    pairs: Iterable[Any] = value.items() if isinstance(value, Mapping) else value
+    env = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=") if isinstance(pair, str) else (pair[0], "=", str(pair[1]))
+        # The value may be a secret: a message names the key alone.
+        if not separator or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key) or "\0" in text:
+            raise ValueError("KEY=VALUE, KEY made of letters, digits and '_'")
+        if key.startswith(_RESERVED_ENV):
+            raise ValueError(
+                f"KEY=VALUE, KEY not starting with {' or '.join(_RESERVED_ENV)} (they belong to the platform)"
+            )
+        env[key] = text
+    return env
+
+
+def variable(value: Any) -> str:
+    if not isinstance(value, str) or not value.isidentifier() or keyword.iskeyword(value):
+        raise ValueError("the name of a Python variable")
+    return value
+
+
+def switch(value: Any) -> bool:
+    if isinstance(value, str) and value.lower() in ("true", "yes", "on", "false", "no", "off"):
+        return value.lower() in ("true", "yes", "on")
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def python(value: Any) -> str:
+    if value is None:
+        return sys.executable
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("the path of a Python interpreter")
+    return os.path.expanduser(value)  # noqa: PTH111 - a bare "python3" must stay a bare name
+
+
+def launch_options(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError("a mapping of keywords for launch_workers, such as {accelerator_label_id: 2}")
+    if taken := sorted(_LAUNCH_ARGUMENTS & set(value)):
+        raise ValueError(f"keywords other than {', '.join(taken)}, which this package sets itself")
+    return dict(value)
+
+
+def template(value: Any) -> str:
+    allowed = "a template over {app_url}, {session} and {domain}, such as '{app_url}/status'"
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
+    except (TypeError, ValueError):
+        raise ValueError(allowed) from None
+    if not fields <= {"app_url", "session", "domain"}:
+        raise ValueError(allowed)
+    return str(value)

@@ -1,0 +1,418 @@
+"""What a cluster's snapshot says as JSON, text, a progress line and HTML."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from cml_dask_magics import render, render_html, render_words
+from cml_dask_magics.render_looks import classed, stylesheet
+from cml_dask_magics.status import ClusterStatus, Event, SessionStatus, Usage
+
+NOW = datetime(2026, 1, 31, 12, 12, 0, tzinfo=timezone.utc)
+GIB = 2**30
+NASTY = "<script>alert(1)</script>\"'&[bold]\x1b[31m"
+
+
+def worker(index: int, **changes: Any) -> SessionStatus:
+    ready = SessionStatus(
+        session=f"worker{index:04}",
+        state="running",
+        ip_address=f"100.66.1.{index}",
+        address=f"tls://100.66.1.{index}:40331",
+        nthreads=2,
+        cpu_percent=50.0,
+        memory_bytes=GIB // 2,
+        memory_limit_bytes=2 * GIB,
+        executing=1,
+    )
+    return replace(ready, **changes)
+
+
+def cluster(**changes: Any) -> ClusterStatus:
+    running = ClusterStatus(
+        name="default",
+        state="running",
+        backend="cml",
+        created_at=NOW - timedelta(minutes=12),
+        requested=4,
+        idle_timeout_s=3600.0,
+        idle_s=720.0,
+        scheduler=SessionStatus("scheduler1", "running", ip_address="100.66.1.99", address="tls://100.66.1.99:8786"),
+        workers=tuple(worker(index) for index in range(4)),
+        dashboard_link="https://scheduler1.example.site/status",
+        usage=Usage(0.42, 0.9, 0.0),
+        events=(Event(NOW - timedelta(minutes=12), "Cluster started"), Event(NOW, "4 workers ready")),
+    )
+    return replace(running, **changes)
+
+
+def starting() -> ClusterStatus:
+    moving = {"ip_address": None, "address": None, "nthreads": 0}
+    workers = (
+        worker(0),
+        worker(1),
+        worker(2, state="starting", state_since=NOW - timedelta(seconds=7), **moving),
+        worker(3, state="pending", state_since=NOW - timedelta(seconds=72), **moving),
+    )
+    return cluster(state="starting", created_at=NOW - timedelta(seconds=12), idle_s=None, workers=workers)
+
+
+class Page(HTMLParser):
+    """Reads HTML as a browser does: which elements there are, their attributes, and whether all are closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), f"an attribute of <{tag}> twice: {attrs}"
+        self.elements.append((tag, dict(attrs)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def tags(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def pieces(status: ClusterStatus, dress: Any = classed) -> str:
+    return (
+        render_html.head(status, NOW, dress)
+        + render_html.link(status, dress)
+        + render_html.advice(status, dress)
+        + render_html.tiles(status, dress)
+        + render_html.progress(status, dress)
+        + render_html.table(status, NOW, dress)
+        + render_html.events(status.events, NOW, dress)
+    )
+
+
+def test_a_script_that_reads_json_finds_exactly_the_promised_keys() -> None:
+    document = json.loads(render.to_json([cluster()]))
+    (found,) = document["clusters"]
+    assert list(document) == ["clusters"]
+    assert list(found) == [
+        *("name", "state", "backend", "created_at", "idle_timeout_s", "idle_s", "requested", "adapt"),
+        *("scheduler", "workers", "dashboard_link", "usage", "events"),
+    ]
+    assert found["created_at"] == "2026-01-31T12:00:00Z"
+    assert found["scheduler"] == {
+        "session": "scheduler1",
+        "state": "running",
+        "ip_address": "100.66.1.99",
+        "address": "tls://100.66.1.99:8786",
+    }
+    assert found["workers"][1] == {
+        "session": "worker0001",
+        "state": "running",
+        "ip_address": "100.66.1.1",
+        "address": "tls://100.66.1.1:40331",
+        "nthreads": 2,
+        "cpu_percent": 50.0,
+        "memory_bytes": GIB // 2,
+        "memory_limit_bytes": 2 * GIB,
+        "executing": 1,
+    }
+    assert found["usage"] == {"core_hours": 0.42, "gib_hours": 0.9, "gpu_hours": 0.0}
+    assert found["events"][1] == {"at": "2026-01-31T12:12:00Z", "message": "4 workers ready"}
+    assert '"idle_timeout_s": 3600,' in render.to_json([cluster()])
+
+
+def test_json_tells_unknown_from_zero_and_is_always_valid() -> None:
+    odd = cluster(
+        adapt=(1, 8), scheduler=None, idle_timeout_s=None, idle_s=math.nan, workers=(worker(0, cpu_percent=math.inf),)
+    )
+    found = json.loads(render.to_json([odd]))["clusters"][0]
+    assert found["adapt"] == [1, 8]
+    assert found["scheduler"] is found["idle_timeout_s"] is found["idle_s"] is None
+    assert found["workers"][0]["cpu_percent"] is None
+    assert json.loads(render.to_json([])) == {"clusters": []}
+
+
+def test_times_of_other_zones_are_written_in_utc() -> None:
+    berlin = timezone(timedelta(hours=1))
+    at = datetime(2026, 1, 31, 13, 0, tzinfo=berlin)
+    assert render.to_dict(cluster(created_at=at))["created_at"] == "2026-01-31T12:00:00Z"
+
+
+def test_text_says_everything_the_panel_says() -> None:
+    text = render.to_text([cluster()], width=120, now=NOW)
+    for fact in (
+        *("default: running, 4 of 4 workers", "on CML", "up 12 min", "stops in 48 min if idle"),
+        *("0.42 core-hours", "0.90 GiB-hours", "https://scheduler1.example.site/status"),
+        *("Scheduler: scheduler1, 100.66.1.99, running", "worker0003", "100.66.1.3", "50 %", "512 MiB / 2 GiB"),
+        *("12:12:00 4 workers ready", "12:00:00 Cluster started"),
+    ):
+        assert fact in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_narrow_terminal_loses_no_id_and_breaks_no_link() -> None:
+    link = "https://" + "x" * 90 + ".example.site/status"
+    text = render.to_text([cluster(dashboard_link=link)], width=60, now=NOW)
+    assert link in text
+    assert "worker0003" in text
+    assert "100.66.1.3" in text
+
+
+def test_without_a_cluster_the_text_says_how_to_start_one() -> None:
+    assert render.to_text([]) == "No cluster is running. %dask_up starts one."
+
+
+def test_several_clusters_are_all_in_the_text() -> None:
+    text = render.to_text([cluster(), cluster(name="etl")], width=100, now=NOW)
+    assert "default: running" in text
+    assert "etl: running" in text
+
+
+def test_text_is_plain_and_keeps_what_looks_like_markup() -> None:
+    nasty = cluster(name=NASTY, workers=(worker(0, session=NASTY, message=NASTY),), events=(Event(NOW, NASTY),))
+    text = render.to_text([nasty], width=200, now=NOW)
+    assert "\x1b" not in text
+    assert text.count("[bold]") == 4 + 1  # name, id, event, and id and message where messages stand
+
+
+def test_text_in_a_notebook_is_returned_and_not_displayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("IPython.display.display", lambda *objects, **_: shown.append(objects))
+    assert "4 of 4 workers" in render.to_text([cluster()])
+    assert not shown
+
+
+def test_the_progress_line_tells_who_is_where() -> None:
+    line = render.progress_line(starting(), NOW)
+    assert line == "default: 2 of 4 workers ready · 1 starting · 1 pending · 12 s"
+    early = cluster(scheduler=SessionStatus("s", "pending"), workers=(worker(0, state="failed"),))
+    assert "0 of 4 workers ready · scheduler pending · 1 failed" in render.progress_line(early, NOW)
+
+
+def test_the_progress_line_of_a_cluster_that_grows_counts_from_the_request() -> None:
+    assert render.progress_line(cluster(), NOW, since=NOW - timedelta(seconds=5)).endswith("· 5 s")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "coarse", "exact"),
+    [
+        (0, "0 s", "0 s"),
+        (12.9, "12 s", "12 s"),
+        (60, "1 min", "1 min"),
+        (72, "1 min", "1 min 12 s"),
+        (3600, "1 h", "1 h"),
+        (7530, "2 h 5 min", "2 h 5 min"),
+        (3605, "1 h", "1 h 5 s"),
+        (273600, "3 d 4 h", "3 d 4 h"),
+        (-5, "0 s", "0 s"),
+        (math.nan, "0 s", "0 s"),
+    ],
+)
+def test_durations_read_as_people_say_them(seconds: float, coarse: str, exact: str) -> None:
+    assert render.format_duration_s(seconds) == coarse
+    assert render.format_duration_s(seconds, exact=True) == exact
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "0 B"),
+        (512, "512 B"),
+        (96 * 2**20, "96 MiB"),
+        (2 * GIB, "2 GiB"),
+        (1.5 * GIB, "1.5 GiB"),
+        (128 * GIB, "128 GiB"),
+    ],
+)
+def test_sizes_read_as_people_say_them(size: float, words: str) -> None:
+    assert render.format_bytes(size) == words
+
+
+def test_memory_is_said_with_its_limit_and_no_unit_twice() -> None:
+    assert render_words.format_memory(96 * 2**20, 2 * GIB) == "96 MiB / 2 GiB"
+    assert render_words.format_memory(3 * GIB // 2, 2 * GIB) == "1.5 / 2 GiB"
+    assert render_words.format_memory(GIB, 0) == "1 GiB"
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "idle_s", "words"),
+    [
+        (None, 5.0, "does not stop by itself"),
+        (3600.0, None, "stops after 1 h idle"),
+        (3600.0, 720.0, "stops in 48 min if idle"),
+        (3600.0, 3700.0, "idle for too long: about to stop"),
+    ],
+)
+def test_the_idle_countdown_tells_when_the_cluster_stops(
+    timeout_s: float | None, idle_s: float | None, words: str
+) -> None:
+    assert render_words.idle_words(cluster(idle_timeout_s=timeout_s, idle_s=idle_s)) == words
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"state": "lost"}, "%dask_up starts it afresh"),
+        ({"state": "degraded", "requested": 5}, "1 worker is missing; it joins when it comes."),
+        ({"state": "degraded", "requested": 7}, "3 workers are missing; they join when they come."),
+        ({"workers": (worker(0, state="failed"),)}, "1 session failed."),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_helps(changes: dict[str, Any], words: str) -> None:
+    status = cluster(**changes)
+    assert words in render_words.advice_words(status)
+    assert bool(render_words.advice_words(status)) == bool(words)
+
+
+def test_html_says_everything_the_text_says() -> None:
+    page = Page(render.to_html(cluster(), NOW))
+    words = " ".join(page.words)
+    for fact in (
+        *("default", "running", "4 of 4 workers", "on CML", "up 12 min", "stops in 48 min if idle"),
+        *("0.42 core-hours", "scheduler1", "100.66.1.99", "worker0003", "100.66.1.3", "50 %", "512 MiB / 2 GiB"),
+        *("12:12:00", "4 workers ready", "25 %", "of 8 GiB"),
+    ):
+        assert fact in words
+    (link,) = page.tags("a")
+    assert link["href"] == "https://scheduler1.example.site/status"
+    assert link["target"] == "_blank"
+    assert link["rel"] == "noopener noreferrer"
+    assert all(header["scope"] in ("col", "row") for header in page.tags("th"))
+
+
+def test_a_saved_page_needs_no_script_no_style_sheet_and_nothing_to_load() -> None:
+    page = Page(render.to_html(cluster(), NOW))
+    assert {tag for tag, _ in page.elements}.isdisjoint({"script", "style", "link", "img", "iframe", "svg"})
+    assert not any("class" in attributes for _, attributes in page.elements)
+
+
+def test_a_saved_page_of_a_start_shows_every_phase_and_how_long_it_takes() -> None:
+    page = Page(render.to_html(starting(), NOW))
+    words = " ".join(page.words)
+    assert "starting 7 s" in words
+    assert "pending 1 min 12 s" in words
+    assert "starting for 12 s" in words
+    (bar,) = (attributes for _, attributes in page.elements if attributes.get("role") == "progressbar")
+    assert (bar["aria-valuenow"], bar["aria-valuemax"]) == ("2", "4")
+
+
+@pytest.mark.parametrize("dress", [classed, render_html.inline])
+def test_text_from_elsewhere_is_shown_and_never_run(dress: Any) -> None:
+    nasty = cluster(
+        name=NASTY,
+        backend=NASTY,
+        dashboard_link=f"https://x/{NASTY}",
+        scheduler=SessionStatus(NASTY, "failed", ip_address=NASTY, message=NASTY),
+        workers=(worker(0, session=NASTY, ip_address=NASTY, address=NASTY, state="failed", message=NASTY),),
+        events=(Event(NOW, NASTY),),
+    )
+    html = pieces(nasty, dress) + render_html.summary(NASTY, NASTY, "failed", dress) + render_html.busy(NASTY, dress)
+    page = Page(html)
+    assert not page.tags("script")
+    assert "<script" not in html
+    assert "\x1b" not in html
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert "".join(page.words).count("<script>alert(1)</script>\"'&[bold]") >= 10
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "javascript:alert(1)",
+        "JavaScript:alert(1)",
+        "java\nscript:alert(1)",
+        "data:text/html,<script>",
+        "//example.site",
+        "https:///status",
+        "http://[broken",
+        "https://a b",
+        "/status",
+        "",
+    ],
+)
+def test_a_link_that_a_browser_should_not_follow_is_text(url: str) -> None:
+    page = Page(render.to_html(cluster(dashboard_link=url), NOW))
+    assert not page.tags("a")
+    assert render_words.safe_url(url) is None
+
+
+def test_quotes_in_a_link_stay_inside_it() -> None:
+    url = "https://x/\"onmouseover='alert(1)'"
+    (link,) = Page(render.to_html(cluster(dashboard_link=url), NOW)).tags("a")
+    assert link["href"] == url
+    assert set(link) <= {"href", "target", "rel", "style"}
+
+
+def test_a_thousand_workers_are_twenty_rows_and_a_count() -> None:
+    status = cluster(requested=1000, workers=tuple(worker(index) for index in range(1000)))
+    page = Page(render.to_html(status, NOW))
+    assert len([header for header in page.tags("th") if header["scope"] == "row"]) == 21
+    assert "… and 980 more" in "".join(page.words)
+    assert "… and 980 more" in render.to_text([status], max_rows=20)
+    assert len(pieces(status)) < 20_000
+
+
+def test_a_failed_worker_is_seen_among_a_thousand_healthy_ones() -> None:
+    workers = (*(worker(index) for index in range(999)), worker(999, state="failed", message="out of memory"))
+    words = "".join(Page(render.to_html(cluster(workers=workers), NOW)).words)
+    assert "worker0999" in words
+    assert "out of memory" in words
+
+
+def test_an_answer_as_long_as_a_web_page_does_not_fill_the_panel() -> None:
+    html = pieces(cluster(workers=(worker(0, state="failed", message="x" * 100_000),)))
+    assert len(html) < 10_000
+    assert "x…" in html
+
+
+@pytest.mark.parametrize("state", ["starting", "running", "degraded", "stopping", "lost"])
+def test_every_state_is_a_word_and_a_sign_besides_its_colour(state: Any) -> None:
+    words = "".join(Page(render_html.head(cluster(state=state), NOW, classed)).words)
+    assert state in words
+    assert words[words.index(state) - 2] in "●◐◑▲✖"
+
+
+def test_a_worker_that_reports_nonsense_does_not_break_the_page() -> None:
+    odd = worker(0, cpu_percent=math.nan, memory_bytes=-5, memory_limit_bytes=0, nthreads=0)
+    html = pieces(cluster(requested=0, workers=(odd,)))
+    assert "nan" not in html
+    assert Page(html)
+
+
+def test_the_newest_event_stands_first_and_an_old_one_has_its_date() -> None:
+    happened = tuple(Event(NOW - timedelta(days=days), f"{days} days ago") for days in range(9, -1, -1))
+    words = Page(render_html.events(happened, NOW, classed)).words
+    assert [word.strip() for word in words if "ago" in word] == [f"{days} days ago" for days in range(5)]
+    assert "2026-01-30 12:12:00" in words
+
+
+def test_the_style_sheet_knows_every_class_in_use() -> None:
+    sheet = stylesheet()
+    used = {attributes["class"] for _, attributes in Page(pieces(starting())).elements if attributes.get("class")}
+    assert used
+    assert all(f".{name}{{" in sheet for name in used)
+
+
+def test_rendering_needs_no_widgets_and_no_dask() -> None:
+    import subprocess
+
+    probe = (
+        "import sys, cml_dask_magics.render; "
+        "sys.exit(bool({'ipywidgets', 'distributed', 'rich.console'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
