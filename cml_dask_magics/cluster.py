@@ -65,7 +65,7 @@ class CMLCluster(StartingCluster):
     loop : tornado.ioloop.IOLoop
         Only with `asynchronous`.
     on_status : callable
-        Called with a `ClusterStatus` about four times a second while the cluster starts, from Dask's thread.
+        Called with a `ClusterStatus` about twice a second while the cluster starts, from Dask's thread.
 
     Raises
     ------

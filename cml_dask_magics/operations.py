@@ -56,7 +56,7 @@ def up(settings: Settings, given: frozenset[str], on_status: StatusCallback | No
     given : frozenset of str
         The fields of `settings` that the user gave: a running cluster is scaled only if asked to.
     on_status : callable, optional
-        Called about four times a second meanwhile, from Dask's thread.
+        Called about twice a second meanwhile, from Dask's thread.
 
     Raises
     ------

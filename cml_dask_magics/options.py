@@ -30,7 +30,7 @@ class LineParser:
 
     def __init__(self, name: str, description: str) -> None:
         self.name = name
-        self._parser = MagicArgumentParser(prog=f"%{name}", description=description)
+        self._parser = MagicArgumentParser(prog=name, description=description)
         self._parser.allow_abbrev = False
         self._valued: set[str] = set()
         self._switches: set[str] = set()

@@ -21,7 +21,7 @@ from cml_dask_magics.records import Role
 from cml_dask_magics.scaling import ScalableCluster
 
 TICK_S = 0.1
-_REPORT_S = 0.25
+_REPORT_S = 0.5
 
 
 class StartingCluster(ScalableCluster):
@@ -30,7 +30,7 @@ class StartingCluster(ScalableCluster):
     Parameters
     ----------
     on_status : callable, optional
-        Called with a `ClusterStatus` about four times a second meanwhile.
+        Called with a `ClusterStatus` about twice a second meanwhile.
     """
 
     def __init__(self, fleet: Fleet, asynchronous: bool, loop: IOLoop | None, on_status: StatusCallback | None) -> None:

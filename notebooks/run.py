@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import os
 import re
 import signal
 import struct
@@ -86,25 +87,32 @@ class PrintingClient(NotebookClient):
         if cell.cell_type == "code":
             if len(lines) > SOURCE_LINES + 1:
                 lines[SOURCE_LINES:] = [f"... ({len(lines) - SOURCE_LINES} more lines)"]
-            print("", *(f"  | {line}" for line in lines), sep="\n", flush=True)
+            say("", *(f"  | {line}" for line in lines))
         elif lines and lines[0].startswith("#"):
-            print(f"\n{lines[0]}", flush=True)
+            say(f"\n{lines[0]}")
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> NotebookNode | None:
         self.redrawn |= msg["msg_type"] == "update_display_data"
         output = super().process_message(msg, cell, cell_index)
         if output is not None and output.output_type != "error":
-            print(as_text(output), end="" if output.output_type == "stream" else "\n", flush=True)
+            say(as_text(output), end="" if output.output_type == "stream" else "\n")
         return output
 
     def print_redrawn(self, cell: NotebookNode, **_: Any) -> None:
         """Print a display that was redrawn in place once more, as it ended."""
         for output in cell.outputs:
             if self.redrawn and output.output_type == "display_data":
-                print(as_text(output), flush=True)
+                say(as_text(output))
 
     def print_error(self, execute_reply: dict[str, Any], **_: Any) -> None:
-        print("\n".join(ANSI.sub("", line) for line in execute_reply["content"].get("traceback", [])), flush=True)
+        say("\n".join(ANSI.sub("", line) for line in execute_reply["content"].get("traceback", [])))
+
+
+def say(*lines: str, end: str = "\n") -> None:
+    try:
+        print(*lines, sep="\n", end=end, flush=True)
+    except BrokenPipeError:  # nobody reads on, as in `... | head`; the cells still run, up to the last
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def as_text(output: NotebookNode) -> str:
@@ -121,7 +129,7 @@ async def run(nb: NotebookNode, folder: Path) -> int:
     try:
         await PrintingClient(nb, folder).run_cells(list(range(len(nb.cells))), last=code[-1])
     except DeadKernelError:
-        print("\nThe kernel died. A new one runs the first and the last cell.", flush=True)
+        say("\nThe kernel died. A new one runs the first and the last cell.")
         await PrintingClient(nb, folder).run_cells([code[0], code[-1]], last=code[-1])
         return 1
     except (CellExecutionError, InterruptedError):

@@ -278,3 +278,15 @@ def test_after_a_fault_the_last_cell_still_runs(tmp_path: Path, fault: str, mess
     assert not (tmp_path / "never").exists()
     assert (tmp_path / "executed.ipynb").exists()
     assert processes_of(result.home) == []
+
+
+def test_when_nobody_reads_on_the_cells_still_run(tmp_path: Path) -> None:
+    nbformat.write(notebook("print('first')", "print('second')", "open('stopped', 'w').close()"), tmp_path / "nb.ipynb")
+    command = [sys.executable, str(RUN), "nb.ipynb"]
+    env = environment(tmp_path / "home")
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert b"BrokenPipe" not in process.stderr.read()
+    assert process.returncode == 0
+    assert (tmp_path / "stopped").exists()
