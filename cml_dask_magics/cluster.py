@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from distributed.core import Status
+from distributed.utils import NoOpAwaitable
 from tornado.ioloop import IOLoop
 
 from cml_dask_magics.claims import ANSWER_TIMEOUT_S, claim, open_fleet
@@ -321,7 +322,12 @@ class CMLCluster(StartingCluster):
         RuntimeError
             Naming the sessions that the platform did not end; they are kept on record.
         """
-        return super().close(timeout)
+        if self.closed:
+            return NoOpAwaitable() if self.asynchronous else None
+        if self.loop.asyncio_loop.is_closed():  # the interpreter is shutting down; the cluster goes on
+            return None
+        # Not Dask's own close, which keeps every RuntimeError to itself.
+        return self.sync(self._close, callback_timeout=timeout)
 
     def shutdown(self) -> Any:
         """Stop the cluster's sessions, whoever started them. Returns what was stopped."""
@@ -339,6 +345,8 @@ class CMLCluster(StartingCluster):
     async def _close(self) -> None:
         if self.status == Status.closed:
             return
+        # Now, not when all is over: Dask's clients of this cluster then close, instead of looking for it for 30 seconds.
+        self.status = Status.closing
         if self._adaptive is not None:  # only here: another kernel may take it up again
             self._adaptive.stop()
         try:

@@ -124,6 +124,13 @@ class ConnectedCluster(Cluster):  # type: ignore[misc]
             app_url=scheduler.app_url.rstrip("/"), session=scheduler.id, domain=self._fleet.pool.platform.domain
         )
 
+    def __eq__(self, other: object) -> bool:
+        # Not by name, as Dask has it: its get_client would give the client of an earlier cluster of the same name.
+        return isinstance(other, ConnectedCluster) and self._fleet.record.token == other._fleet.record.token
+
+    def __hash__(self) -> int:
+        return hash(self._fleet.record.token)
+
     def follow(self, on_status: StatusCallback, on_end: Callable[[Any], None]) -> None:
         """Call `on_status` with a `ClusterStatus` every second, from Dask's thread, and `on_end` when this closes.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 
 from cml_dask_magics.fleet import Fleet
 
 _SHOWN_SESSIONS = 10
 _SHOWN_LINES = 8
+_READ_LINES = 500
+_ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception)\b.*:")
 
 
 class StartFailedError(RuntimeError):
@@ -56,7 +59,11 @@ def _stories(fleet: Fleet, connected: Collection[str]) -> Iterator[str]:
 
 
 def _printed(fleet: Fleet, session: str) -> str:
-    lines = fleet.tail(session, _SHOWN_LINES)
+    lines = fleet.tail(session, _READ_LINES)
     if not lines:
         return "; it printed nothing"
-    return "; the last lines that it printed:\n" + "\n".join(f"    | {line}" for line in lines)
+    last = lines[-_SHOWN_LINES:]
+    # A traceback ends in what failed last; what failed first is the cause, and often far above.
+    first_error = next((line.strip() for line in lines if _ERROR.match(line)), None)
+    cause = f"; its first error was {first_error}" if first_error and first_error not in map(str.strip, last) else ""
+    return f"{cause}; the last lines that it printed:\n" + "\n".join(f"    | {line}" for line in last)

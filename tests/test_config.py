@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import dask.config
+import hypothesis
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cml_dask_magics import config
@@ -26,6 +27,8 @@ def configure(tmp_path, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setattr(dask.config, "paths", [str(folder)])
+    # As in a process that has not used the package yet.
+    dask.config.defaults[:] = [defaults for defaults in dask.config.defaults if config.SECTION not in defaults]
 
     def apply(text=None, filename="mine.yaml", **variables):
         for name, value in variables.items():
@@ -414,6 +417,13 @@ NEARLY = st.sampled_from(["1e999GiB", "1e999 s", "1e999", "nan", "inf min", "1:1
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+@hypothesis.settings(max_examples=40, deadline=None, database=None)
+@example(value=10**400)
+@example(value="1e999")
+@example(value="1e999 s")
+@example(value="1e999GiB")
+@example(value=[float("inf"), float("inf")])
+@example(value=[None])
 @given(value=ANYTHING | NEARLY)
 def test_whatever_is_given_is_understood_or_refused_but_never_a_crash(option, value):
     try:
@@ -452,8 +462,14 @@ GIVEN = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+@hypothesis.settings(
+    max_examples=40,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
 @given(given=GIVEN)
-def test_settings_survive_the_record_so_that_a_later_kernel_scales_alike(given):
+def test_settings_survive_the_record_so_that_a_later_kernel_scales_alike(configure, given):
     settings = make_settings(**given)
     assert settings_from_json(json.loads(json.dumps(settings_to_json(settings)))) == settings
 

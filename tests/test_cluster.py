@@ -1,0 +1,211 @@
+"""`CMLCluster` as Dask users use it, on processes of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from distributed import Client
+from distributed.core import Status
+
+from cml_dask_magics import CMLCluster, operations
+from cml_dask_magics.claims import open_fleet
+from cml_dask_magics.local_sessions import LocalSessions
+from cml_dask_magics.registry import NameTakenError, Registry
+
+
+def running(state: Path) -> list[str]:
+    listing = LocalSessions(state / "local-sessions").list_workers()
+    return [session["id"] for session in listing if session["status"] == "running"]
+
+
+def test_a_with_block_computes_and_ends_its_cluster(state: Path) -> None:
+    with CMLCluster(n_workers=2, cpu=2, memory=1) as cluster, cluster.get_client() as client:
+        assert client.submit(sum, range(10)).result() == 45
+        info = client.scheduler_info()["workers"].values()
+        assert [worker["nthreads"] for worker in info] == [2, 2]
+        # A GiB less what the session's own process and the nanny need.
+        assert all(worker["memory_limit"] == 0.75 * 2**30 for worker in info)
+        assert {worker["name"] for worker in info} == cluster.plan == cluster.requested == cluster.observed
+    assert not running(state)
+    assert operations.names(state) == []
+
+
+def test_dask_sees_a_cluster_of_its_own_kind(state: Path) -> None:
+    with CMLCluster(1) as cluster:
+        assert cluster.status == Status.running and cluster.status != Status.closed
+        assert cluster.status.name == "running"
+        assert cluster.status in (Status.running, Status.closing)
+        assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
+        assert "CMLCluster(default" in repr(cluster)
+        assert cluster.dashboard_link.startswith("http://127.0.0.1:") and cluster.dashboard_link.endswith("/status")
+        logs = cluster.get_logs()
+        assert "1 workers ready" in logs["Cluster"] and "Scheduler" in logs
+        assert type(cluster.status()).__name__ == "ClusterStatus"
+    assert cluster.status == Status.closed
+
+
+def test_an_async_with_block_computes_and_ends_its_cluster(state: Path) -> None:
+    async def main() -> tuple[int, Any]:
+        async with CMLCluster(1, asynchronous=True) as cluster, Client(cluster, asynchronous=True) as client:
+            status = await cluster.status()
+            await cluster.scale(2)
+            await client.wait_for_workers(2)
+            return await client.submit(sum, range(10)), status
+
+    result, status = asyncio.run(main())
+    assert result == 45 and status.state == "running"
+    assert not running(state)
+
+
+def test_an_async_start_that_fails_leaves_nothing(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cml_dask_magics.values.sys.executable", "/nowhere/python")
+
+    async def main() -> None:
+        async with CMLCluster(1, asynchronous=True):
+            pass
+
+    with pytest.raises(RuntimeError, match="/nowhere/python"):
+        asyncio.run(main())
+    assert not running(state) and operations.names(state) == []
+
+
+def test_a_taken_name_is_refused_and_the_cluster_that_has_it_goes_on(state: Path) -> None:
+    with CMLCluster(1) as cluster:
+        with pytest.raises(NameTakenError, match="from_name"):
+            CMLCluster(1)
+        assert len(running(state)) == 2
+        assert cluster.get_client().submit(sum, [1]).result() == 1
+
+
+def test_a_value_that_cannot_be_launches_nothing(state: Path) -> None:
+    for wrong in ({"n_workers": 0}, {"memory": "lots"}, {"name": "../x"}, {"timeout": "soon"}, {"env": ["NOVALUE"]}):
+        with pytest.raises(ValueError, match=next(iter(wrong)).replace("_", "-")):
+            CMLCluster(**wrong)  # type: ignore[arg-type]
+    assert not state.exists()
+
+
+def test_scaling_to_what_cannot_be_is_refused(state: Path) -> None:  # noqa: ARG001
+    with CMLCluster(1) as cluster:
+        for wrong in (-1, 501, 1.5, True):
+            with pytest.raises(ValueError, match="from 0 to 500"):
+                cluster.scale(wrong)  # type: ignore[arg-type]
+        assert len(cluster.plan) == 1
+
+
+def test_scaling_down_loses_no_data(state: Path) -> None:
+    with CMLCluster(3) as cluster, cluster.get_client() as client:
+        futures = client.scatter(list(range(300)))
+        cluster.scale(1)
+        assert sum(client.gather(futures)) == sum(range(300))
+        assert len(running(state)) == 2
+        cluster.scale(0)
+        assert len(running(state)) == 1
+
+
+def test_letting_go_and_coming_back(state: Path) -> None:
+    started = CMLCluster(1)
+    with CMLCluster.from_name("default") as again, again.get_client() as client:
+        assert client.submit(sum, [1, 2]).result() == 3
+        assert again.status().requested == 1
+    assert len(running(state)) == 2, "a re-attached cluster must survive its with block"
+    CMLCluster.from_name("default").shutdown()
+    assert not running(state)
+    started.close()
+
+
+def test_there_is_no_coming_back_to_what_never_was(state: Path) -> None:  # noqa: ARG001
+    with pytest.raises(RuntimeError, match="there is no cluster 'nope'"):
+        CMLCluster.from_name("nope")
+
+
+def test_a_script_that_dies_leaves_a_cluster_that_can_be_found_and_stopped(state: Path) -> None:
+    code = "from cml_dask_magics import CMLCluster; import time; c = CMLCluster(1); print('up', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as script:
+        assert script.stdout is not None and script.stdout.readline() == "up\n"
+        script.kill()
+    assert len(running(state)) == 2
+    with CMLCluster.from_name("default", shutdown_on_close=True) as cluster:
+        assert cluster.get_client().submit(sum, [1, 2]).result() == 3
+    assert not running(state)
+
+
+def test_ctrl_c_while_starting_leaves_nothing(state: Path) -> None:
+    code = "from cml_dask_magics import CMLCluster; print('starting', flush=True); CMLCluster(2)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as script:
+        deadline = time.monotonic() + 30
+        while not running(state) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        script.send_signal(signal.SIGINT)
+        _, errors = script.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in errors
+    assert not running(state) and operations.names(state) == []
+
+
+def test_a_dead_clusters_name_is_free_again(state: Path) -> None:
+    first = CMLCluster(1)
+    doomed = running(state)
+    for session in LocalSessions(state / "local-sessions")._sessions():
+        process = session.process()
+        assert process is not None
+        for member in [*process.children(recursive=True), process]:
+            member.send_signal(signal.SIGKILL)
+    first.shutdown_on_close = False
+    first.close()
+    with CMLCluster(1):
+        assert not set(doomed) & set(running(state))
+
+
+def test_no_process_and_no_zombie_stays(state: Path) -> None:
+    with CMLCluster(2):
+        pids = [session.pid for session in LocalSessions(state / "local-sessions")._sessions()]
+        family = [child for pid in pids for child in (psutil.Process(pid), *psutil.Process(pid).children(True))]
+        assert len(family) >= 5  # the scheduler, two nannies, two workers
+    deadline = time.monotonic() + 10
+    while any(process.is_running() for process in family) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [process for process in family if process.is_running()]
+
+
+def test_a_failure_names_the_folder_with_everything_that_was_printed(state: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        CMLCluster(1, env={"DASK_DISTRIBUTED__WORKER__PRELOAD": "no_such_module_here"}, timeout=60)
+    said = str(caught.value)
+    folder = Path(said.rpartition("All that they printed: ")[2].strip())
+    assert folder.is_relative_to(state) and any("no_such_module_here" in log.read_text() for log in folder.iterdir())
+    assert "no_such_module_here" in said and not running(state)
+
+
+def test_gpus_are_a_resource_where_dask_cuda_is_not(state: Path) -> None:  # noqa: ARG001
+    with CMLCluster(1, gpu=2) as cluster, cluster.get_client() as client:
+        assert client.submit(os.getpid, resources={"GPU": 2}).result(timeout=20)
+
+
+def test_adaptive_scaling_is_dasks_own_and_stays_within_its_limits(state: Path) -> None:
+    with CMLCluster(adapt="1:2") as cluster, cluster.get_client() as client:
+        futures = client.map(lambda i: time.sleep(1), range(40), pure=False)
+        deadline = time.monotonic() + 40
+        while len(cluster.observed) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(cluster.observed) == 2 and len(running(state)) == 3
+        client.cancel(futures)
+        assert cluster.status().adapt == (1, 2)
+        cluster.scale(1)
+        assert cluster.status().adapt is None
+
+
+def test_a_cluster_that_another_kernel_stopped_is_said_to_be_lost(state: Path) -> None:
+    cluster = CMLCluster(1)
+    fleet = open_fleet(Registry(state), "default")
+    assert fleet is not None
+    fleet.end()
+    assert cluster.status().state in ("lost", "stopping")
+    cluster.close()
