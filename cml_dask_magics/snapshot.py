@@ -63,6 +63,7 @@ def _session_status(
     fleet: Fleet, session: SessionRecord, address: str | None, worker: Mapping[str, Any]
 ) -> SessionStatus:
     metrics: Mapping[str, Any] = worker.get("metrics", {})
+    tasks: Mapping[str, int] = metrics.get("task_counts", {})
     return SessionStatus(
         session=session.id,
         state=fleet.state(session.id, connected=address is not None),
@@ -73,7 +74,7 @@ def _session_status(
         cpu_percent=float(metrics.get("cpu", 0.0)),
         memory_bytes=int(metrics.get("memory", 0)),
         memory_limit_bytes=int(worker.get("memory_limit") or 0),
-        executing=int(metrics.get("executing", 0)),
+        executing=int(tasks.get("executing", 0)) + int(tasks.get("long-running", 0)),
     )
 
 

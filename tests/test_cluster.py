@@ -196,6 +196,7 @@ def test_adaptive_scaling_is_dasks_own_and_stays_within_its_limits(state: Path) 
         while len(cluster.observed) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
         assert len(cluster.observed) == 2 and len(running(state)) == 3
+        assert sum(worker.executing for worker in cluster.status().workers) > 0
         client.cancel(futures)
         assert cluster.status().adapt == (1, 2)
         cluster.scale(1)

@@ -1,0 +1,49 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.10 or newer: they set up what they need in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+OLDEST_VENV ?= .venv-oldest
+BIN = $(VENV)/bin
+PIP_INSTALL = pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-oldest lint typecheck bench clean
+
+# The main job on a local cluster, end to end; its records stay out of the way of clusters that you run.
+demo: $(VENV)/.installed
+	DASK_CML_DASK_MAGICS__LOCAL=true DASK_CML_DASK_MAGICS__STATE_DIRECTORY=$(CURDIR)/$(VENV)/demo-state \
+		$(BIN)/python notebooks/run.py notebooks/quickstart.ipynb
+
+test: $(VENV)/.tests-installed
+	$(BIN)/python -m pytest $(ARGS)
+
+# The same on the oldest Dask that the package supports.
+test-oldest: $(OLDEST_VENV)/.tests-installed
+	$(OLDEST_VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.tests-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(VENV)/.tests-installed
+	$(BIN)/mypy
+
+bench: $(VENV)/.tests-installed
+	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/start.py
+
+clean:
+	rm -rf $(VENV) $(OLDEST_VENV) .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/bin/python $(OLDEST_VENV)/bin/python:
+	$(PYTHON) -m venv $(@D)/..
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/$(PIP_INSTALL) --editable '.[notebooks]'
+	touch $@
+
+$(VENV)/.tests-installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/$(PIP_INSTALL) --editable '.[test]'
+	touch $@ $(VENV)/.installed
+
+$(OLDEST_VENV)/.tests-installed: pyproject.toml tests/oldest.txt | $(OLDEST_VENV)/bin/python
+	$(OLDEST_VENV)/bin/$(PIP_INSTALL) --constraint tests/oldest.txt --editable '.[test]'
+	touch $@

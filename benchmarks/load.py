@@ -1,0 +1,45 @@
+"""What ``%load_ext cml_dask_magics`` adds to a shell's start, in milliseconds, beside what importing Dask would.
+
+    python benchmarks/load.py --rounds 11
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+
+CODE = """
+import time
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+began = time.perf_counter()
+shell.run_cell({cell!r})
+print(1000 * (time.perf_counter() - began))
+"""
+
+
+def measured_ms(cell: str) -> float:
+    """Milliseconds that a cell takes in a fresh interpreter."""
+    code = CODE.format(cell=cell)
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def main() -> None:
+    """Measure loading and importing Dask in turn, each round in fresh interpreters."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=11)
+    rounds = parser.parse_args().rounds
+    load_ms, dask_ms = [], []
+    for _ in range(rounds + 1):  # the first one compiles and warms the caches
+        load_ms.append(measured_ms("%load_ext cml_dask_magics"))
+        dask_ms.append(measured_ms("import distributed"))
+    load, dask = statistics.median(load_ms[1:]), statistics.median(dask_ms[1:])
+    print(f"%load_ext cml_dask_magics  median {load:6.1f} ms")
+    print(f"import distributed         median {dask:6.1f} ms")
+    print(f"ratio                      median {load / dask:6.3f}")
+
+
+if __name__ == "__main__":
+    main()
