@@ -1,6 +1,6 @@
 """What ``%load_ext cml_dask_magics`` adds to a shell's start, in milliseconds, beside what importing Dask would.
 
-    python benchmarks/load.py --rounds 11
+python benchmarks/load.py --rounds 11
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How long until workers take tasks: the sequential way of Cloudera's Dask example against ``%dask_up``.
 
-Both run in the simulated workspace, in one process, turn by turn; the figures are medians, and the ratio is what counts:
+Both run in the simulated workspace, turn by turn. The figures are medians, and the ratio is what counts:
 
     python benchmarks/start.py --workers 4 --start-delay 14 --rounds 1
 """

@@ -345,7 +345,7 @@ class CMLCluster(StartingCluster):
     async def _close(self) -> None:
         if self.status == Status.closed:
             return
-        # Now, not when all is over: Dask's clients of this cluster then close, instead of looking for it for 30 seconds.
+        # Now, not when all is over: Dask's clients of this cluster then close, and do not look for it for 30 seconds.
         self.status = Status.closing
         if self._adaptive is not None:  # only here: another kernel may take it up again
             self._adaptive.stop()

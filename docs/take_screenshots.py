@@ -19,10 +19,15 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PORT = 8888
-CHROMIUM_FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 CELLS = [
     "%load_ext cml_dask_magics\n%dask_up 4 --cpu 2 --memory 8",
     "work = client.map(lambda i: sum(range(i)), [10**7] * 400, pure=False)",
@@ -45,7 +50,7 @@ def inside(folder: Path, chromium: str) -> None:
 
     Path("panel.ipynb").write_text(json.dumps(notebook()))
     flags = ["--no-browser", "--ip=127.0.0.1", f"--port={PORT}", "--allow-root"]
-    flags += ["--IdentityProvider.token=", "--LabApp.news_url=None"]
+    flags += ["--IdentityProvider.token="]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     lab = subprocess.Popen([sys.executable, "-m", "jupyterlab", *flags], **quiet)
     try:
@@ -60,6 +65,7 @@ def inside(folder: Path, chromium: str) -> None:
             page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
             panel = page.locator(".cdm-panel").first
             panel.wait_for(timeout=60_000)
+            page.click("text=/^No$/")  # Jupyter's offer of news
             page.wait_for_timeout(2500)
             panel.screenshot(path=folder / "panel-starting.png")
             page.wait_for_selector("text=4 of 4 workers", timeout=120_000)

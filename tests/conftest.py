@@ -35,7 +35,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def shell(state: Path) -> Iterator[InteractiveShell]:  # noqa: ARG001 - its clusters live there
+def shell(state: Path) -> Iterator[InteractiveShell]:
     """A terminal's IPython with the extension loaded."""
     shell = InteractiveShell.instance()
     shell.run_line_magic("load_ext", "cml_dask_magics")

@@ -93,7 +93,7 @@ def test_a_value_that_cannot_be_launches_nothing(state: Path) -> None:
     assert not state.exists()
 
 
-def test_scaling_to_what_cannot_be_is_refused(state: Path) -> None:  # noqa: ARG001
+def test_scaling_to_what_cannot_be_is_refused(state: Path) -> None:
     with CMLCluster(1) as cluster:
         for wrong in (-1, 501, 1.5, True):
             with pytest.raises(ValueError, match="from 0 to 500"):
@@ -122,7 +122,7 @@ def test_letting_go_and_coming_back(state: Path) -> None:
     started.close()
 
 
-def test_there_is_no_coming_back_to_what_never_was(state: Path) -> None:  # noqa: ARG001
+def test_there_is_no_coming_back_to_what_never_was(state: Path) -> None:
     with pytest.raises(RuntimeError, match="there is no cluster 'nope'"):
         CMLCluster.from_name("nope")
 
@@ -184,7 +184,7 @@ def test_a_failure_names_the_folder_with_everything_that_was_printed(state: Path
     assert "no_such_module_here" in said and not running(state)
 
 
-def test_gpus_are_a_resource_where_dask_cuda_is_not(state: Path) -> None:  # noqa: ARG001
+def test_gpus_are_a_resource_where_dask_cuda_is_not(state: Path) -> None:
     with CMLCluster(1, gpu=2) as cluster, cluster.get_client() as client:
         assert client.submit(os.getpid, resources={"GPU": 2}).result(timeout=20)
 

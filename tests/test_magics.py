@@ -89,9 +89,7 @@ def test_a_broken_configuration_file_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "dask.yaml") in said and "UsageError" in said
 
 
-def test_up_work_status_and_down(
-    shell: InteractiveShell, state: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_up_work_status_and_down(shell: InteractiveShell, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shell.run_line_magic("dask_up", "1 --client c --cluster k --env GREETING=hello --timeout 2 min")
     assert shell.user_ns["c"].submit(sum, range(10)).result() == 45
     assert shell.user_ns["k"].name == "default"
@@ -192,7 +190,7 @@ assert not heavy, heavy
 """
 
 
-def test_loading_imports_nothing_heavy_and_prints_nothing(state: Path) -> None:  # noqa: ARG001
+def test_loading_imports_nothing_heavy_and_prints_nothing(state: Path) -> None:
     run = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, check=True)
     assert run.stdout == "" and run.stderr == ""
 
