@@ -128,8 +128,10 @@ def test_there_is_no_coming_back_to_what_never_was(state: Path) -> None:
 
 
 def test_a_script_that_dies_leaves_a_cluster_that_can_be_found_and_stopped(state: Path) -> None:
-    code = "from cml_dask_magics import CMLCluster; import time; c = CMLCluster(1); print('up', flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as script:
+    code = "from cml_dask_magics import CMLCluster; c = CMLCluster(1); print('up', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as script:
         assert script.stdout is not None and script.stdout.readline() == "up\n"
         script.kill()
     assert len(running(state)) == 2
