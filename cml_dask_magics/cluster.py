@@ -199,9 +199,10 @@ class CMLCluster(StartingCluster):
                 await self._start_kind()
             except Exception as error:
                 self.failure = error
-                with contextlib.suppress(StillUpError):
+                try:
                     await asyncio.to_thread(self._end_launched, error)
-                await self._report()
+                except StartFailedError as still_up:
+                    self.failure = still_up
                 await self._detach()
 
         self._background = asyncio.ensure_future(start())
@@ -289,7 +290,7 @@ class CMLCluster(StartingCluster):
                 if missing > 0:
                     await self._wait_for_sessions(missing, time.monotonic() + timeout_s, ids=new)
             except TimeoutError as error:
-                raise StartFailedError(describe_failure(self._fleet, self.observed, str(error))) from None
+                raise StartFailedError(describe_failure(self._fleet, self.observed, str(error), new)) from None
             finally:
                 reporting.cancel()
             if (ready := len(self.observed)) < wanted:
@@ -327,7 +328,13 @@ class CMLCluster(StartingCluster):
         if self.loop.asyncio_loop.is_closed():  # the interpreter is shutting down; the cluster goes on
             return None
         # Not Dask's own close, which keeps every RuntimeError to itself.
-        return self.sync(self._close, callback_timeout=timeout)
+        closing = None
+        try:
+            closing = self.sync(self._close, callback_timeout=timeout)
+        finally:
+            if not self.asynchronous:
+                self._loop_runner.stop()  # its thread, unless a client still uses it
+        return closing
 
     def shutdown(self) -> Any:
         """Stop the cluster's sessions, whoever started them. Returns what was stopped."""
@@ -347,6 +354,8 @@ class CMLCluster(StartingCluster):
             return
         # Now, not when all is over: Dask's clients of this cluster then close, and do not look for it for 30 seconds.
         self.status = Status.closing
+        if self._background is not None:
+            self._background.cancel()
         if self._adaptive is not None:  # only here: another kernel may take it up again
             self._adaptive.stop()
         try:

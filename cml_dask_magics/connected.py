@@ -103,7 +103,7 @@ class ConnectedCluster(Cluster):  # type: ignore[misc]
 
         The call gives an awaitable where the cluster is `asynchronous`.
         """
-        return CallableStatus(self._dask_status, lambda: self.sync(self._status))
+        return CallableStatus(self._dask_status, self._status_now)
 
     @status.setter
     def status(self, status: Status) -> None:
@@ -183,12 +183,19 @@ class ConnectedCluster(Cluster):  # type: ignore[misc]
         self._idle_s = max(0.0, time.time() - idle_since) if idle_since else None
         self.scheduler_info = SchedulerInfo(info)
 
+    def _status_now(self) -> Any:
+        if self.closed:
+            raise RuntimeError(
+                f"this object has let go of cluster {self.name!r}; from_name re-attaches, if it still runs"
+            )
+        return self.sync(self._status)
+
     async def _status(self) -> ClusterStatus:
         await self._refresh()
-        await asyncio.to_thread(self._fleet.refresh)
+        on_record = await asyncio.to_thread(self._fleet.refresh)
         return snapshot(
             self._fleet,
-            self._state(),
+            self._state() if on_record else "lost",  # another kernel stopped it
             self.scheduler_info["workers"],
             scheduler_address=self.scheduler_address if self.scheduler_comm is not None else None,
             dashboard_link=self.dashboard_link or None,

@@ -17,7 +17,9 @@ class StartFailedError(RuntimeError):
     """A cluster did not start."""
 
 
-def describe_failure(fleet: Fleet, connected: Collection[str], reason: str) -> str:
+def describe_failure(
+    fleet: Fleet, connected: Collection[str], reason: str, added: Collection[str] | None = None
+) -> str:
     """The whole story, to be told after everything has been stopped.
 
     Parameters
@@ -28,12 +30,16 @@ def describe_failure(fleet: Fleet, connected: Collection[str], reason: str) -> s
         Ids of the sessions whose Dask process was connected.
     reason : str
         What ended the start, in a few words.
+    added : collection of str, optional
+        The sessions of this call alone, where a running cluster was to grow.
     """
-    stories = list(_stories(fleet, connected))
+    stories = list(_stories(fleet, connected, added))
+    failed = "did not start" if added is None else "could not be scaled"
     more = [f"  and {len(stories) - _SHOWN_SESSIONS} more sessions"] if len(stories) > _SHOWN_SESSIONS else []
     return "\n".join(
         [
-            f"cluster {fleet.record.name!r} did not start: {reason}. Every session that was launched has been stopped.",
+            f"cluster {fleet.record.name!r} {failed}: {reason}. "
+            "Every session that this call launched has been stopped.",
             *stories[:_SHOWN_SESSIONS],
             *more,
             f"  All that they printed: {fleet.folder / 'logs'}",
@@ -41,17 +47,20 @@ def describe_failure(fleet: Fleet, connected: Collection[str], reason: str) -> s
     )
 
 
-def _stories(fleet: Fleet, connected: Collection[str]) -> Iterator[str]:
-    for role, words in fleet.refusals:
+def _stories(fleet: Fleet, connected: Collection[str], added: Collection[str] | None) -> Iterator[str]:
+    for role, words in fleet.refusals if added is None else ():
         yield f"  a session for a {role} was refused: {words}"
     for session in fleet.lost.values():
-        yield f"  session {session.id} ({session.role}) ended before it was of use" + _printed(fleet, session.id)
+        if added is None or session.id in added:
+            yield f"  session {session.id} ({session.role}) ended before it was of use" + _printed(fleet, session.id)
     told = {
         "pending": "was not started by the platform in time",
         "starting": "runs, but its Dask process did not connect",
         "running": "was ready",
     }
     for session in fleet.record.sessions:
+        if added is not None and session.id not in added:
+            continue
         is_connected = session.id in connected or (session.role == "scheduler" and bool(connected))
         state = fleet.state(session.id, is_connected)
         printed = _printed(fleet, session.id) if state != "running" else ""

@@ -32,9 +32,11 @@ def liveness(record: Record, run_folder: Path, timeout_s: float) -> Liveness:
     Returns
     -------
     {"answers", "starting", "silent"}
-        ``starting``: its kernel is still at it. ``silent``: nobody listens where the scheduler was, or the kernel that
-        was starting it is gone.
+        ``starting``: its kernel is still at it. ``silent``: nobody listens where the scheduler was, the kernel that was
+        starting it is gone, or somebody has begun to stop it.
     """
+    if record.state == "stopping":
+        return "silent"
     address = scheduler_address(record, run_folder)
     if address is not None:
         parts = urlsplit(address)

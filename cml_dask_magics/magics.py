@@ -65,8 +65,8 @@ class DaskMagics:
             # Raised anew: the user needs the words, not the way that they took through this package.
             raise _user_error(error) from None
         except KeyboardInterrupt:
-            print("Interrupted: every session that this %dask_up launched has been stopped.", file=sys.stderr)
-            raise
+            print(_interrupted(settings), file=sys.stderr)
+            raise KeyboardInterrupt from None
         self._tell(up)
         self.shell.push({settings.cluster: up.cluster})
         if settings.background and up.cluster.starting:
@@ -144,6 +144,8 @@ class DaskMagics:
 
         if up.cluster.wait_until_started():
             self.shell.push({variable: operations.client(up.cluster)})
+        else:
+            print(up.cluster.failure or f"Cluster {up.cluster.name!r} was stopped while it started.", file=sys.stderr)
 
     def _completer(self, parser: LineParser) -> Any:
         def complete(_shell: Any, event: Any) -> list[str]:
@@ -233,6 +235,15 @@ def _the_one(names: list[str]) -> list[str]:
 
 def _user_error(error: Exception) -> Exception:
     return UsageError(str(error)) if isinstance(error, ValueError) else RuntimeError(str(error))
+
+
+def _interrupted(settings: config.Settings) -> str:
+    from cml_dask_magics import operations
+
+    name = settings.name
+    if name in operations.names(settings.state_directory):
+        return f"Interrupted. Cluster {name!r} is on record: %dask_status {name} shows it, %dask_down {name} stops it."
+    return "Interrupted: every session that this %dask_up launched has been stopped."
 
 
 def _cluster_names() -> list[str]:

@@ -111,7 +111,7 @@ class StartingCluster(ScalableCluster):
         lost = self._fleet.lost if ids is None else {key for key in self._fleet.lost if key in ids}
         refused = self._fleet.refusals if ids is None else ()
         if (refused or lost) and all(launch.done() for launch in launches):
-            raise StartFailedError(describe_failure(self._fleet, self.observed, "a session was refused or died"))
+            raise StartFailedError(describe_failure(self._fleet, self.observed, "a session was refused or died", ids))
 
     async def _report_while_starting(self) -> None:
         while True:

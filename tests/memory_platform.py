@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,7 +52,7 @@ class Workspace:
     first_status : str
         Of a session that was just launched.
     refuse : list
-        One entry a session to refuse, taken from the front: a message, or ``(message, engine_id)`` for a refused session
+        One entry a session, taken from the front: a message to refuse it with, or ``(message, True)`` for a refused one
         that was created all the same; None for a session that is not refused.
     break_launch : tuple or None
         ``(how many sessions to create first, the exception)`` for the next call.
@@ -61,6 +62,8 @@ class Workspace:
         Called in the middle of every launch call, when its sessions exist and their ids are not told yet.
     list_errors : list
         Exceptions or nonsense to answer listings with, taken from the front; ``list_down`` answers all of them.
+    list_delay_s : float
+        Seconds that a listing takes.
     hidden : dict
         Id to the number of listings that will still miss it.
     bare : bool
@@ -81,6 +84,7 @@ class Workspace:
         self.on_launch: Callable[[list[str]], None] | None = None
         self.list_errors: list[Any] = []
         self.list_down: Exception | None = None
+        self.list_delay_s = 0.0
         self.hidden: dict[str, int] = {}
         self.bare = False
         self.stop_modes: dict[str, str] = {}
@@ -133,8 +137,8 @@ class MemoryAPI:
         cpu: float,
         memory: float,
         nvidia_gpu: int = 0,
-        kernel: str = "python3",  # noqa: ARG002
-        script: str = "",  # noqa: ARG002
+        kernel: str = "python3",
+        script: str = "",
         code: str = "",
         env: dict[str, str] | None = None,
         accelerator_label_id: int | None = None,
@@ -176,6 +180,7 @@ class MemoryAPI:
 
     def list_workers(self) -> Any:
         workspace = self._workspace
+        time.sleep(workspace.list_delay_s)
         with workspace._lock:
             workspace.calls.append((self._session, "list", None))
             for session, listings in list(workspace._slow.items()):

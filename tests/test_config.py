@@ -237,7 +237,13 @@ def test_what_people_write_is_understood(configure, option, value, field, expect
 def test_without_anything_given_or_configured_the_documented_defaults_hold(configure, tmp_path):
     configure()
     settings = make_settings()
-    assert (settings.n_workers, settings.name, settings.cpu, settings.memory_gib, settings.gpu) == (2, "default", 1, 2, 0)
+    assert (settings.n_workers, settings.name, settings.cpu, settings.memory_gib, settings.gpu) == (
+        2,
+        "default",
+        1,
+        2,
+        0,
+    )
     assert (settings.scheduler_cpu, settings.scheduler_memory_gib) == (1, 2)
     assert (settings.adapt, settings.wait, settings.dashboard_port) == (None, None, None)
     assert (settings.timeout_s, settings.idle_timeout_s) == (300, 3600)
@@ -444,6 +450,7 @@ def test_a_link_template_that_is_accepted_can_be_filled_in(configure):
         assert link.format(app_url="https://a/", session="s", domain="d")
 
 
+VALUES = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 GIVEN = st.fixed_dictionaries(
     {},
     optional={
@@ -454,7 +461,7 @@ GIVEN = st.fixed_dictionaries(
         "gpu": st.integers(0, 8),
         "timeout": st.floats(1, 86400),
         "idle_timeout": st.just("off") | st.floats(1, 86400),
-        "env": st.dictionaries(st.from_regex(r"[a-z_][A-Za-z0-9_]*", fullmatch=True), st.text(st.characters(codec="utf-8", exclude_characters="\0"))),
+        "env": st.dictionaries(st.from_regex(r"[a-z_][A-Za-z0-9_]*", fullmatch=True), VALUES),
         "dashboard_port": st.integers(1, 65535),
         "no_tls": st.booleans(),
         "launch_options": st.dictionaries(st.just("accelerator_label_id"), st.integers()),
@@ -469,7 +476,8 @@ GIVEN = st.fixed_dictionaries(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 @given(given=GIVEN)
-def test_settings_survive_the_record_so_that_a_later_kernel_scales_alike(configure, given):
+@pytest.mark.usefixtures("configure")
+def test_settings_survive_the_record_so_that_a_later_kernel_scales_alike(given):
     settings = make_settings(**given)
     assert settings_from_json(json.loads(json.dumps(settings_to_json(settings)))) == settings
 

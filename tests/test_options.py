@@ -105,7 +105,9 @@ def test_help_shows_every_option_with_its_unit_and_default(option):
         assert f"default: {option.default}" in entry
 
 
-@pytest.mark.parametrize("unit", ["cores of each worker", "GiB of each worker", "GiB of the scheduler", "GPUs", "5 min"])
+@pytest.mark.parametrize(
+    "unit", ["cores of each worker", "GiB of each worker", "GiB of the scheduler", "GPUs", "5 min"]
+)
 def test_help_names_the_units(unit):
     assert unit in flat(UP.help())
 

@@ -27,7 +27,7 @@ def pool(workspace):
 def impatient(monkeypatch):
     """Seconds of waiting made short; what they prove stays the same."""
     monkeypatch.setattr(sessions, "_MISSING_S_THAT_PROVES", 0.3)
-    monkeypatch.setattr(sessions, "_STOP_AGAIN_S", 0.4)
+    monkeypatch.setattr(sessions, "_STOP_AGAIN_S", 1.2)
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +194,7 @@ def test_what_has_ended_already_is_not_stopped_again(pool, workspace):
 def test_a_session_that_does_not_stop_is_named_with_the_reason(pool, workspace):
     ids = ids_of(launch(pool, 3))
     workspace.stop_modes = {ids[0]: "refuse", ids[1]: "ignore"}
-    left = pool.stop(ids, visible=ids, timeout_s=0.6)
+    left = pool.stop(ids, visible=ids, timeout_s=1.6)
     assert set(left) == set(ids[:2])
     assert "500" in left[ids[0]]
     assert "\n" not in left[ids[0]]
@@ -258,6 +258,23 @@ def test_a_session_that_is_missing_for_good_counts_as_ended(pool, workspace):
     ids = ids_of(launch(pool, 1))
     workspace.hidden = {ids[0]: 10**6}
     assert pool.stop(ids, visible=ids, timeout_s=10) == {}
+
+
+def test_a_platform_that_takes_its_time_does_not_make_stopping_endless(pool, workspace, monkeypatch):
+    # Each call takes longer than the pause after which a stop is repeated.
+    monkeypatch.setattr(sessions, "_STOP_AGAIN_S", 0.05)
+    ids = ids_of(launch(pool, 1))
+    workspace.stop_modes["*"] = "ignore"
+    workspace.list_delay_s = 0.1
+    left = []
+    stopping = threading.Thread(
+        target=lambda: left.append(pool.stop(ids, visible=ids, timeout_s=0.5)), daemon=True, name="stopping"
+    )
+    stopping.start()
+    stopping.join(4)
+    workspace.stop_modes.clear()
+    stopping.join(4)
+    assert [set(each) for each in left] == [set(ids)]
 
 
 def test_another_sessions_session_needs_more_than_its_absence(pool, workspace):
