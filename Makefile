@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 OLDEST_VENV ?= .venv-oldest
 BIN = $(VENV)/bin
+# Most tests wait for sessions to start; more at once than there are cores only makes them wait for each other.
+JOBS ?= 2
 PIP_INSTALL = pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-oldest lint typecheck bench clean
@@ -13,11 +15,11 @@ demo: $(VENV)/.installed
 		$(BIN)/python notebooks/run.py notebooks/quickstart.ipynb
 
 test: $(VENV)/.tests-installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-# The same on the oldest Dask that the package supports.
+# The same on the oldest Dask that the package supports; the tests of the simulated workspace itself know no Dask.
 test-oldest: $(OLDEST_VENV)/.tests-installed
-	$(OLDEST_VENV)/bin/python -m pytest $(ARGS)
+	$(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) --ignore=tests/test_workspace.py $(ARGS)
 
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .

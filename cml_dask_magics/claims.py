@@ -16,7 +16,7 @@ from cml_dask_magics.records import Owner, Record
 from cml_dask_magics.registry import NameTakenError, Registry, write_private
 from cml_dask_magics.security import write_certificates
 from cml_dask_magics.sessions import SessionPool
-from cml_dask_magics.workers_api import Platform, check_dashboard_port, find_platform
+from cml_dask_magics.workers_api import LOCAL_SESSIONS_FOLDER, Platform, check_dashboard_port, find_platform
 
 ANSWER_TIMEOUT_S = 3.0
 _pools: dict[tuple[str, Path], SessionPool] = {}
@@ -76,12 +76,23 @@ def open_fleet(registry: Registry, name: str) -> Fleet | None:
     record = registry.read(name)
     if record is None:
         return None
-    platform = find_platform(registry.directory, local=record.backend == "local")
+    platform = find_platform(registry.directory, local=record.backend == "local" or _is_local(registry, record))
+    if record.backend not in ("", platform.backend):
+        raise RuntimeError(
+            f"cluster {name!r} was launched on {record.backend}, which this kernel cannot reach; "
+            "look at it or stop it from a session of its project"
+        )
     try:
         settings = settings_from_json(record.settings)
     except TypeError:  # a record that had to be salvaged, or one of another release
         settings = make_settings(name=name)
     return Fleet(registry, _pool(platform, registry), record, settings)
+
+
+def _is_local(registry: Registry, record: Record) -> bool:
+    """Whether the sessions of a record that had to be salvaged are processes of this machine."""
+    folder = registry.directory / LOCAL_SESSIONS_FOLDER
+    return record.backend == "" and any((folder / f"{session.id}.json").exists() for session in record.sessions)
 
 
 def _pool(platform: Platform, registry: Registry) -> SessionPool:

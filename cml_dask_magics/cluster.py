@@ -226,7 +226,7 @@ class CMLCluster(StartingCluster):
         except (OSError, TimeoutError, asyncio.TimeoutError) as error:
             raise RuntimeError(
                 f"the scheduler of cluster {self.name!r} does not answer at {address} ({error or 'timed out'}); "
-                f"%dask_up --name {self.name} starts it anew, %dask_down {self.name} clears what is left"
+                f"%dask_down {self.name} clears what is left, %dask_up --name {self.name} then starts it anew"
             ) from error
         fleet.watch()
         if fleet.record.adapt:

@@ -44,7 +44,7 @@ def scheduler_line(settings: Settings, port: int) -> str:
     dashboard = str(settings.dashboard_port) if settings.dashboard_port else "$CDSW_READONLY_PORT"
     line = f'{_PRELUDE}{_PYTHON}scheduler{_COMMON} --port {port} --dashboard-address "127.0.0.1:{dashboard}"'
     if settings.idle_timeout_s is not None:
-        line += f" --idle-timeout {settings.idle_timeout_s:g}s"
+        line += f" --idle-timeout {settings.idle_timeout_s:.3f}s"
     return line + (_TLS if settings.tls else _TCP)
 
 
@@ -55,7 +55,7 @@ def worker_line(settings: Settings) -> str:
         f"{_PRELUDE}{_PYTHON}{'cuda worker' if cuda else 'worker'}{_COMMON}"
         f' --name "$CDSW_ENGINE_ID" --nthreads {worker_nthreads(settings.cpu)}'
         f" --memory-limit {worker_memory_limit_bytes(settings.memory_gib)}"
-        f" --death-timeout {max(settings.timeout_s, 300):g}"
+        f" --death-timeout {max(settings.timeout_s, 300):.3f}"
         # Nobody could reach a worker's own pages, and serving them costs each worker a fifth of its start-up time.
         " --no-dashboard --dashboard-address 127.0.0.1:0"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,10 @@ def _directory(value: Any) -> Path:
         return default_state_directory()
     if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
         raise ValueError("the path of a folder")
-    return Path(value).expanduser().absolute()
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:  # ~nobody
+        raise ValueError(f"the path of a folder ({error})") from None
 
 
 _WORKERS = values.integer("a whole number of workers from 1 to max-workers", 1)
@@ -109,7 +112,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("dashboard-port", "dashboard_port", lambda v: None if v is None else _PORT(v), "PORT",
            "port of the dashboard; default: CDSW_READONLY_PORT, a free port on a local cluster"),
     Option("local", "local", values.switch, "",
-           "processes of this machine instead of CML sessions; default where there is no CML", False),
+           "processes of this machine instead of CML sessions; the only way where there is no CML", False),
     Option("no-tls", "tls", lambda v: not values.switch(v), "", "plain tcp:// instead of TLS", False),
     Option("background", "background", values.switch, "", "return at once; the panel goes on telling", False),
     Option("client", "client", values.variable, "VAR", "variable to put the client into", "client"),
@@ -154,11 +157,11 @@ def make_settings(**given: Any) -> Settings:
             values[option.field] = option.read(value)
         except ValueError as error:
             raise ValueError(f"{option.name} must be {error}; not {_shown(option, value)}{source}") from None
+    if values["adapt"] and given.get("n_workers") is None:
+        values["n_workers"] = max(1, values["adapt"][0])
     settings = Settings(**values)
-    _check_together(settings, n_given=given.get("n_workers") is not None)
-    if settings.adapt and given.get("n_workers") is None:
-        values["n_workers"] = max(1, settings.adapt[0])
-    return Settings(**values)
+    _check_together(settings)
+    return settings
 
 
 def settings_to_json(settings: Settings) -> dict[str, Any]:
@@ -172,27 +175,30 @@ def settings_from_json(data: Mapping[str, Any]) -> Settings:
     Raises
     ------
     TypeError
-        If there is a field too many or too few.
+        If there is a field too many or too few, or of the wrong kind.
     """
-    adapt = data.get("adapt")
-    return Settings(
-        **{
-            **data,
-            "adapt": (int(adapt[0]), int(adapt[1])) if adapt else None,
-            "state_directory": Path(str(data.get("state_directory"))),
-        }
-    )
+    if not isinstance(data, Mapping):
+        raise TypeError("settings must be a mapping")
+    if set(data) != {option.field for option in OPTIONS}:
+        raise TypeError("settings of another release")
+    given = {**data, "tls": not data["tls"]}  # the option is no-tls
+    try:
+        return Settings(**{option.field: option.read(given[option.field]) for option in OPTIONS})
+    except ValueError as error:
+        raise TypeError(f"settings of the wrong kind: {error}") from None
 
 
 def _shown(option: Option, value: Any) -> str:
     """The value as the message shows it: whole, except where it may hold a secret."""
     if option.name != "env":
         return repr(value)
-    keys = value if isinstance(value, Mapping) else [str(pair).partition("=")[0] for pair in value]
-    return "the value of " + ", ".join(repr(str(key)) for key in keys)
+    pairs = list(value) if isinstance(value, (Mapping, list, tuple)) else []
+    keys = [str(pair[0] if isinstance(pair, tuple) else pair).partition("=")[0] for pair in pairs]
+    shown = [repr(key) for key in keys if values.KEY.fullmatch(key)]
+    return f"the value of {', '.join(shown)}" if shown else f"a {type(value).__name__}"
 
 
-def _check_together(settings: Settings, n_given: bool) -> None:
+def _check_together(settings: Settings) -> None:
     n, most = settings.n_workers, settings.max_workers
     if n > most:
         raise ValueError(f"n-workers must be from 1 to {most} (the setting max-workers); not {n}")
@@ -200,9 +206,9 @@ def _check_together(settings: Settings, n_given: bool) -> None:
         low, high = settings.adapt
         if high > most:
             raise ValueError(f"adapt must stay within {most} workers (the setting max-workers); not {low}:{high}")
-        if n_given and not low <= n <= high:
+        if not max(1, low) <= n <= high:
             raise ValueError(f"n-workers must lie between the {low} and {high} of adapt; not {n}")
-    elif settings.wait is not None and settings.wait > n:
+    if settings.wait is not None and settings.wait > n:
         raise ValueError(f"wait must be at most the number of workers, {n}; not {settings.wait}")
     if settings.client == settings.cluster:
         raise ValueError(f"client and cluster must be two different variables; not both {settings.client!r}")
@@ -214,20 +220,32 @@ def _configuration() -> dict[str, Any]:
         import dask.config
         import yaml
     except ValueError as error:  # dask.config reads every file when it is imported
-        raise ValueError(f"Dask's configuration cannot be read; mend the file that it names: {error}") from None
-    with _DEFAULTS_FILE.open() as file:
-        dask.config.update_defaults(yaml.safe_load(file))
-    for folder in map(Path, dask.config.paths):
-        for path in [folder] if folder.is_file() else sorted(folder.glob("*.yaml")) if folder.is_dir() else []:
-            _check_readable(path)
-    section = dask.config.get(SECTION, {})
-    if not isinstance(section, Mapping):
+        words = " ".join(str(error).split())
+        raise ValueError(f"Dask's configuration cannot be read; mend the file that it names: {words}") from None
+    section = dask.config.get(SECTION, None)
+    if section is not None and not isinstance(section, Mapping):
         raise ValueError(f"{SECTION} in Dask's configuration must be a mapping of options; not {section!r}")
-    configured = {str(key).replace("_", "-"): value for key, value in section.items()}
+    if not any(SECTION in defaults for defaults in dask.config.defaults):
+        with _DEFAULTS_FILE.open() as file:
+            dask.config.update_defaults(yaml.safe_load(file))
+    for path in _configuration_files(map(Path, dask.config.paths)):
+        _check_readable(path)
+    configured = {str(key).replace("_", "-"): value for key, value in (dask.config.get(SECTION, None) or {}).items()}
     if unknown := sorted(set(configured) - {option.name for option in OPTIONS}):
-        raise ValueError(f"{SECTION}.{unknown[0]} in Dask's configuration is not an option of this package; "
-                         f"there are: {', '.join(option.name for option in OPTIONS)}")  # fmt: skip
+        raise ValueError(
+            f"{SECTION}.{unknown[0]} in Dask's configuration is not an option of this package; "
+            f"there are: {', '.join(option.name for option in OPTIONS)}"
+        )
     return configured
+
+
+def _configuration_files(folders: Iterable[Path]) -> Iterator[Path]:
+    """The files that Dask reads of those folders; one of them may be a file itself."""
+    for folder in folders:
+        if folder.is_dir():
+            yield from sorted(path for path in folder.iterdir() if path.suffix.lower() in (".yaml", ".yml", ".json"))
+        elif folder.exists():
+            yield folder
 
 
 def _check_readable(path: Path) -> None:
@@ -255,24 +273,23 @@ def state_directory() -> Path:
     ValueError
         If the configuration names something that is no folder.
     """
+    if "dask.config" in sys.modules:  # somebody may have set it there since
+        return make_settings().state_directory
     variable = os.environ.get("DASK_CML_DASK_MAGICS__STATE_DIRECTORY")
     if variable:
         return _directory(variable)
-    if "dask.config" not in sys.modules and not _files_set_state_directory():
-        return default_state_directory()
-    return make_settings().state_directory
+    return make_settings().state_directory if _files_set_state_directory() else default_state_directory()
 
 
 def _files_set_state_directory() -> bool:
     # The folders are those of dask.config._get_paths; JSON and YAML both spell the keys out.
     folders = [Path(os.environ.get("DASK_ROOT_CONFIG", "/etc/dask")), Path(sys.prefix, "etc", "dask")]
     folders += [Path.home() / ".config" / "dask", Path(os.environ.get("DASK_CONFIG", os.devnull))]
-    for folder in folders:
-        for path in [folder] if folder.is_file() else folder.glob("*.[yj]*") if folder.is_dir() else []:
-            try:
-                text = path.read_text()
-            except (OSError, ValueError):
-                continue
-            if re.search(r"state[-_]directory", text):
-                return True
+    for path in _configuration_files(folders):
+        try:
+            text = path.read_text()
+        except (OSError, ValueError):
+            continue
+        if re.search(r"state[-_]directory", text):
+            return True
     return False

@@ -52,7 +52,10 @@ def _stories(fleet: Fleet, connected: Collection[str], added: Collection[str] | 
         yield f"  a session for a {role} was refused: {words}"
     for session in fleet.lost.values():
         if added is None or session.id in added:
-            yield f"  session {session.id} ({session.role}) ended before it was of use" + _printed(fleet, session.id)
+            yield (
+                f"  session {session.id} ({session.role}) ended{_how(fleet, session.id)} before it was of use"
+                + _printed(fleet, session.id)
+            )
     told = {
         "pending": "was not started by the platform in time",
         "starting": "runs, but its Dask process did not connect",
@@ -65,6 +68,11 @@ def _stories(fleet: Fleet, connected: Collection[str], added: Collection[str] | 
         state = fleet.state(session.id, is_connected)
         printed = _printed(fleet, session.id) if state != "running" else ""
         yield f"  session {session.id} ({session.role}) {told.get(state, state)}{printed}"
+
+
+def _how(fleet: Fleet, session: str) -> str:
+    word = fleet.ended_as(session)
+    return f" ({word})" if word else ""
 
 
 def _printed(fleet: Fleet, session: str) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 
 from cml_dask_magics import commands
 from cml_dask_magics.config import Settings
+from cml_dask_magics.liveness import answers
 from cml_dask_magics.records import Record, Role, SessionRecord
-from cml_dask_magics.registry import Registry
+from cml_dask_magics.registry import Registry, RegistryError
 from cml_dask_magics.sessions import Launched, PlatformError, SessionInfo, SessionPool
 from cml_dask_magics.status import SessionState, Usage
 
@@ -139,14 +140,21 @@ class Fleet:
             ids = [info.id for info in launched.sessions] + list(launched.strays)
             app_urls = {info.id: info.app_url for info in launched.sessions}
             new = tuple(self._session_record(session, role, app_urls.get(session)) for session in ids)
-            doubtful = bool(launched.suspects)
-            self.update(
-                lambda record: replace(
-                    record,
-                    sessions=(*record.sessions, *new),
-                    launching=tuple(other for other in record.launching if doubtful or other != note),
+            keep_note = launched.doubtful
+            try:
+                self.update(
+                    lambda record: replace(
+                        record,
+                        sessions=(*record.sessions, *new),
+                        launching=tuple(other for other in record.launching if keep_note or other != note),
+                    )
                 )
-            )
+            except (
+                BaseException
+            ):  # a full disk, or another kernel has stopped the cluster: what is on no record must go
+                if ids:
+                    self.pool.stop(ids, visible=ids, timeout_s=STOP_TIMEOUT_S)
+                raise
             return launched
         finally:
             with self._changed:
@@ -241,6 +249,8 @@ class Fleet:
         except KeyError:  # another kernel was quicker
             self.unwatch()
             return self._ended(self._record, 0)
+        except RegistryError:  # a full disk must not keep anybody from stopping
+            record = self._record = replace(self._record, state="stopping")
         deadline = time.monotonic() + timeout_s
         count = len(record.sessions)
         while True:
@@ -249,10 +259,12 @@ class Fleet:
             self._stopping |= set(ids)
             left = self._stop(ids, max(1.0, deadline - time.monotonic()))
             if left:
-                self.log(f"did not stop: {', '.join(sorted(left))}")
+                with contextlib.suppress(RegistryError):
+                    self.log(f"did not stop: {', '.join(sorted(left))}")
                 raise StillUpError(self._still_up(left))
             if not self._suspects_left(record, min(deadline, time.monotonic() + _SUSPECT_WAIT_S)):
                 break
+        self._see_the_scheduler_end(record, deadline)
         count = max(count, len(record.sessions))
         self.unwatch()
         now = time.time()
@@ -262,6 +274,11 @@ class Fleet:
         self.registry.forget(record)
         self._record = record
         return self._ended(record, count)
+
+    def ended_as(self, session: str) -> str:
+        """The platform's word for how a session ended; empty if it never showed that."""
+        info = self._infos.get(session)
+        return info.status if info is not None and info.phase == "ended" else ""
 
     def usage(self) -> Usage:
         """What the cluster's sessions have used so far."""
@@ -328,8 +345,16 @@ class Fleet:
                 unknown &= set(listing)
         if not unknown:
             return record
-        new = tuple(self._session_record(session, "worker", None) for session in sorted(unknown))
-        return self.update(lambda record: replace(record, sessions=(*record.sessions, *new)))
+        # Not ours to see end: where another session launched them, our listing's silence about them proves nothing.
+        launcher = record.owner.session
+        new = tuple(
+            replace(self._session_record(session, "worker", None), launched_from=launcher)
+            for session in sorted(unknown)
+        )
+        try:
+            return self.update(lambda record: replace(record, sessions=(*record.sessions, *new)))
+        except (KeyError, RegistryError):  # stop them all the same
+            return replace(record, sessions=(*record.sessions, *new))
 
     def _suspects_left(self, record: Record, deadline: float) -> bool:
         """Whether sessions that appeared during a broken launch have turned out to be ours.
@@ -348,6 +373,17 @@ class Fleet:
                 break
             time.sleep(0.2)
         return False
+
+    def _see_the_scheduler_end(self, record: Record, deadline: float) -> None:
+        """Proof for sessions that our listing does not show: workers end with their scheduler, so its silence will do."""
+        address, visible = record.scheduler_address, set(self._visible())
+        schedulers = [session.id for session in record.sessions if session.role == "scheduler"]
+        if address is None or visible.issuperset(session.id for session in record.sessions):
+            return
+        while answers(address, timeout_s=1.0):
+            if time.monotonic() > deadline:
+                raise StillUpError(self._still_up(dict.fromkeys(schedulers, f"it still answers at {address}")))
+            time.sleep(0.2)
 
     def _still_up(self, left: Mapping[str, str]) -> str:
         shown = "; ".join(f"session {session}: {words}" for session, words in list(left.items())[:10])

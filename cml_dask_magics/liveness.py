@@ -39,15 +39,20 @@ def liveness(record: Record, run_folder: Path, timeout_s: float) -> Liveness:
         return "silent"
     address = scheduler_address(record, run_folder)
     if address is not None:
-        parts = urlsplit(address)
-        try:
-            socket.create_connection((parts.hostname or "", parts.port or 0), timeout=timeout_s).close()
-        except OSError:
-            return "silent"
-        return "answers"
+        return "answers" if answers(address, timeout_s) else "silent"
     if record.state == "starting" and _owner_may_live(record):
         return "starting"
     return "silent"
+
+
+def answers(address: str, timeout_s: float) -> bool:
+    """Whether somebody listens at an address such as ``tls://100.66.1.3:8786``."""
+    try:
+        parts = urlsplit(address)
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=timeout_s).close()
+    except (OSError, ValueError):  # nobody there, or no address
+        return False
+    return True
 
 
 def scheduler_address(record: Record, run_folder: Path) -> str | None:
@@ -58,21 +63,22 @@ def scheduler_address(record: Record, run_folder: Path) -> str | None:
         address = json.loads((run_folder / SCHEDULER_FILE).read_text())["address"]
     except (OSError, ValueError, KeyError, TypeError):  # not written yet, or half
         return None
-    return str(address)
+    return address if isinstance(address, str) and address else None
 
 
 def _owner_may_live(record: Record) -> bool:
-    if record.owner.hostname == socket.gethostname():
-        return _process_lives(record.owner.pid)
-    # A kernel of another session cannot be looked at; it would have given up by then.
-    timeout_s = float(record.settings.get("timeout_s", 0))
-    return time.time() < record.created_at + timeout_s + _START_SLACK_S
+    if record.owner.hostname == socket.gethostname() and not _process_lives(record.owner.pid):
+        return False
+    # A kernel of another session cannot be looked at, and a process id comes round again: in the end time tells.
+    timeout_s = record.settings.get("timeout_s")
+    limit_s = (timeout_s if isinstance(timeout_s, (int, float)) else 0.0) + _START_SLACK_S
+    return time.time() < record.created_at + limit_s
 
 
 def _process_lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:  # somebody else's process by now, or not ours to ask
         return True

@@ -94,8 +94,11 @@ class LocalSessions:
         list of dict
             One a session; a process that could not be started has no ``id`` but a ``message``.
         """
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._forget_ended()
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._forget_ended()
+        except OSError as error:
+            return [{"message": f"the folder for sessions cannot be used: {error}"} for _ in range(n)]
         return [self._launch(cpu, memory, _command(script, code), dict(env or {})) for _ in range(n)]
 
     def list_workers(self) -> list[dict[str, Any]]:
@@ -150,7 +153,8 @@ class LocalSessions:
                 process = subprocess.Popen(
                     argv, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
                 )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in an argument or in the environment
+            output.unlink(missing_ok=True)
             return {"message": f"the process could not be started: {error}"}
         # Someone must read the exit status, or a zombie stays for as long as this kernel lives.
         threading.Thread(target=process.wait, name=f"reap-{session_id}", daemon=True).start()
@@ -177,6 +181,8 @@ class LocalSessions:
     def _describe(self, session: _Process) -> dict[str, Any]:
         alive = session.process() is not None
         if not alive and session.finished_at is None:
+            # As on the platform, what the command started ends with it.
+            _end_trees([session])
             session = replace(session, finished_at=time.time())
             with contextlib.suppress(OSError):  # merely the time at which it was first seen to be over
                 self._write(session)
@@ -228,16 +234,26 @@ def _command(script: str, code: str) -> list[str]:
 
 
 def _end_trees(sessions: Sequence[_Process]) -> None:
-    """End the processes of sessions, grandchildren that left the tree included."""
-    members = _members(sessions)
-    for process in members:
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(signal.SIGTERM)
-    psutil.wait_procs(members, timeout=_GRACE_S)
-    for process in _members(sessions):  # once more: a nanny may have started a worker in between
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-            process.wait(timeout=_GRACE_S)
+    """End the processes of sessions, grandchildren that left the tree included: asked first, killed when they stay."""
+    for ask, patience_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GRACE_S)):
+        members = _members(sessions)
+        for process in members:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(ask)
+        deadline = time.monotonic() + patience_s
+        while any(map(_runs, members)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        # Look again before killing: a nanny may have started a worker in between.
+        if not _members(sessions):
+            return
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether a process is alive; one that only waits for its parent to take note is not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _members(sessions: Sequence[_Process]) -> list[psutil.Process]:

@@ -14,12 +14,11 @@ from distributed import Client
 
 from cml_dask_magics.claims import ANSWER_TIMEOUT_S, open_fleet
 from cml_dask_magics.cluster import CMLCluster
-from cml_dask_magics.commands import LOG_SUFFIX
 from cml_dask_magics.config import Settings
 from cml_dask_magics.connected import StatusCallback
 from cml_dask_magics.fleet import Ended, Fleet, read_tail
 from cml_dask_magics.liveness import liveness
-from cml_dask_magics.registry import NameTakenError, Registry
+from cml_dask_magics.registry import NameTakenError, Registry, session_logs
 from cml_dask_magics.sessions import PlatformError
 from cml_dask_magics.snapshot import snapshot
 from cml_dask_magics.status import ClusterStatus
@@ -212,7 +211,7 @@ def logs(state_directory: Path, name: str, session: str | None = None, lines: in
         If there is no such cluster, or it has no such session.
     """
     folder = Registry(state_directory).latest_log_folder(name)
-    paths = {path.name.removesuffix(LOG_SUFFIX): path for path in sorted(folder.iterdir())} if folder else {}
+    paths = session_logs(folder) if folder is not None else {}
     if not paths:
         raise ValueError(f"there is no output of a cluster {name!r}")
     if session is not None and session not in paths:

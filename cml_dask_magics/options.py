@@ -107,7 +107,7 @@ def up_parser() -> LineParser:
         if option.name == "n-workers":
             parser.add("n_workers", nargs="?", metavar=option.metavar, help=text)
         elif not option.metavar:
-            parser.add(flag, action="store_true", default=None, help=text.removesuffix("; default: False"))
+            parser.add(flag, action="store_true", default=None, help=text.replace("default: False", "default: off"))
         elif option.name == "env":
             parser.add(flag, metavar=option.metavar, action="append", help=text)
         else:

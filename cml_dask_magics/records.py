@@ -6,10 +6,11 @@ Knows no files.
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
 
 RECORD_VERSION = 1
 NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -107,18 +108,47 @@ def record_from_json(text: str) -> Record:
             raise ValueError(f"version {data.get('version')!r}, this package reads {RECORD_VERSION}")
         data["owner"] = Owner(**data["owner"])
         data["sessions"] = tuple(SessionRecord(**session) for session in data["sessions"])
-        data["launching"] = tuple(str(note) for note in data["launching"])
-        data["events"] = tuple((float(at), str(message)) for at, message in data["events"])
-        data["adapt"] = tuple(data["adapt"]) if data["adapt"] else None
+        data["launching"] = tuple(data["launching"])
+        data["events"] = tuple((float(at), message) for at, message in data["events"])
+        data["adapt"] = (data["adapt"][0], data["adapt"][1]) if data["adapt"] else None
         record = Record(**data)
-        if not NAME.fullmatch(record.name) or not NAME.fullmatch(record.token):
-            raise ValueError("a name that is none")
-        if not all(isinstance(session.id, str) and session.id for session in record.sessions):
-            raise ValueError("a session without an id")
-        float(record.created_at), int(record.requested)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
         raise ValueError(f"a field is missing or of the wrong kind: {error}") from None
+    parts: list[Record | Owner | SessionRecord] = [record, record.owner, *record.sessions]
+    for part in parts:
+        _check_kinds(part)
+    if not all(isinstance(text, str) for text in (*record.launching, *(message for _, message in record.events))):
+        raise ValueError("a text that is none")
+    if not all(session.id for session in record.sessions):
+        raise ValueError("a session without an id")
+    if not NAME.fullmatch(record.name) or not NAME.fullmatch(record.token):
+        raise ValueError("a name that is none")
+    if record.adapt is not None and not all(type(limit) is int for limit in record.adapt):
+        raise ValueError("limits of adaptive scaling that are no numbers")
     return record
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "dict[str, Any]": (dict,),
+    "Role": (str,),
+    "RecordState": (str,),
+}
+_WORDS = {"Role": get_args(Role), "RecordState": get_args(RecordState)}
+
+
+def _check_kinds(part: Record | Owner | SessionRecord) -> None:
+    """Look at the plain fields of a part: JSON may hold anything, and the rest of the package relies on them."""
+    for field in fields(part):
+        kind, _, optional = str(field.type).partition(" | ")
+        value = getattr(part, field.name)
+        if kind not in _KINDS or (value is None and optional == "None"):
+            continue
+        wrong = not isinstance(value, _KINDS[kind]) or isinstance(value, bool)
+        if wrong or (isinstance(value, float) and not math.isfinite(value)) or value not in _WORDS.get(kind, (value,)):
+            raise ValueError(f"{field.name} is {value!r}")
 
 
 def record_to_json(record: Record) -> str:

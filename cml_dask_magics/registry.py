@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -20,6 +21,7 @@ from pathlib import Path
 from cml_dask_magics.records import NAME, Owner, Record, SessionRecord, record_from_json, record_to_json
 
 _KEPT_RUNS = 10
+_LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)\.log")
 
 
 class NameTakenError(RuntimeError):
@@ -42,6 +44,7 @@ class Registry:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._lock = threading.RLock()
+        self._locked: set[str] = set()
 
     def names(self) -> list[str]:
         """Names of the clusters that have a record, sorted."""
@@ -77,7 +80,14 @@ class Registry:
         except OSError as error:
             raise self._unusable(error) from error
         except ValueError as error:  # UnicodeDecodeError is one
-            return self._salvage(name, str(error))
+            reason = str(error)
+        with self._exclusive(name):
+            try:  # another kernel may have mended it meanwhile
+                return record_from_json(path.read_text())
+            except ValueError:
+                return self._salvage(name, reason)
+            except OSError:
+                return None
 
     def claim(self, record: Record) -> Path:
         """Take a name for a new cluster, exclusively, with everything the record says.
@@ -94,20 +104,25 @@ class Registry:
         RegistryError
             If the state folder cannot be written.
         """
-        draft = self.directory / "clusters" / f".{record.name}.{secrets.token_hex(4)}"
+        folder = self._record_path(record.name).parent
+        draft, stale = self._hidden(record.name), self._hidden(record.name)
         run = self.run_folder(record)
+        made: list[Path] = []
         try:
-            for folder in (self.directory, draft.parent, run.parent):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            run.mkdir(mode=0o700)
-            (run / "logs").mkdir(mode=0o700)
-            draft.mkdir(mode=0o700)
+            for parent in (self.directory, folder.parent, run.parent):
+                parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for new in (run, run / "logs", draft):
+                new.mkdir(mode=0o700)
+                made.append(new)
             write_private(draft / "record.json", record_to_json(record))
+            if folder.exists() and not self._record_path(record.name).exists():
+                folder.rename(stale)  # its record was deleted by hand; a claim always comes with one
+                shutil.rmtree(stale, ignore_errors=True)
             # A rename onto a folder that is not empty fails: of two claims at once, one wins, with its record whole.
-            draft.rename(draft.parent / record.name)
+            draft.rename(folder)
         except OSError as error:
-            shutil.rmtree(run, ignore_errors=True)
-            shutil.rmtree(draft, ignore_errors=True)
+            for new in made:
+                shutil.rmtree(new, ignore_errors=True)
             if self._record_path(record.name).exists():
                 raise NameTakenError(record.name) from None
             raise self._unusable(error) from error
@@ -137,11 +152,12 @@ class Registry:
 
     def forget(self, record: Record) -> None:
         """Remove the record and the secrets of a cluster whose sessions have all ended; its logs are kept a while."""
-        folder = self._record_path(record.name).parent
-        gone = folder.with_name(f".{record.name}.{secrets.token_hex(4)}")
+        gone = self._hidden(record.name)
         with self._exclusive(record.name), contextlib.suppress(FileNotFoundError):
-            folder.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            current = self.read(record.name)
+            if current is not None and current.token == record.token:  # and not one that was started since
+                self._record_path(record.name).parent.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
         self._close_run(self.run_folder(record))
         ended = [run for run in self.directory.glob("runs/*") if self._record_of(run) is None]
         for run in sorted(ended, key=lambda run: run.stat().st_mtime)[:-_KEPT_RUNS]:
@@ -149,10 +165,7 @@ class Registry:
 
     def logged_sessions(self, record: Record) -> set[str]:
         """Ids of the sessions that have started to print for this cluster: proof that they are its own."""
-        try:
-            return {entry.name.removesuffix(".log") for entry in os.scandir(self.run_folder(record) / "logs")}
-        except FileNotFoundError:
-            return set()
+        return set(session_logs(self.run_folder(record) / "logs"))
 
     def _close_run(self, run: Path) -> None:
         # Without scheduler.json a session that starts late ends at once (see commands).
@@ -169,6 +182,9 @@ class Registry:
     def _run_of(run: Path) -> str:
         return run.name.rpartition("-")[0]
 
+    def _hidden(self, name: str) -> Path:
+        return self.directory / "clusters" / f".{name}.{secrets.token_hex(4)}"
+
     def _record_path(self, name: str) -> Path:
         return self.directory / "clusters" / name / "record.json"
 
@@ -176,29 +192,34 @@ class Registry:
     def _exclusive(self, name: str) -> Iterator[None]:
         path = self._record_path(name).with_name("lock")
         with self._lock:
+            if name in self._locked:  # by a caller further up: a second descriptor would wait for the first
+                yield
+                return
             try:
                 descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             except OSError:  # no such cluster, or a folder that cannot be written: the caller's own access says so
                 yield
                 return
+            self._locked.add(name)
             try:
                 with contextlib.suppress(OSError):  # a file system without locks: the rename still keeps records whole
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
                 yield
             finally:
+                self._locked.discard(name)
                 os.close(descriptor)
 
     def _salvage(self, name: str, reason: str) -> Record:
         path = self._record_path(name)
         runs = [run for run in self.directory.glob(f"runs/{name}-*") if self._run_of(run) == name]
         run = max(runs, key=lambda run: run.stat().st_mtime, default=None)
-        token = run.name.rpartition("-")[2] if run else secrets.token_hex(4)
-        aside = self.directory / "broken" / f"{name}-{int(time.time())}.json"
+        backend = re.search(rb'"backend":\s*"(\w+)"', path.read_bytes())
         now = time.time()
+        aside = self.directory / "broken" / f"{name}-{int(now)}-{secrets.token_hex(2)}.json"
         record = Record(
             name=name,
-            token=token,
-            backend="",
+            token=run.name.rpartition("-")[2] if run else secrets.token_hex(4),
+            backend=backend[1].decode() if backend else "",
             created_at=now,
             owner=Owner("", "", 0),
             settings={},
@@ -212,12 +233,11 @@ class Registry:
         )
         record = replace(record, sessions=sessions)
         record = record.with_event(f"the record could not be read ({reason}); it is kept as {aside}")
-        try:
+        # A disk that is full, or that cannot be written, keeps the broken one where it is: the next reader tries again.
+        with contextlib.suppress(OSError):
             aside.parent.mkdir(mode=0o700, exist_ok=True)
-            path.rename(aside)
+            shutil.copy2(path, aside)
             write_private(path, record_to_json(record))
-        except OSError as error:
-            raise self._unusable(error) from error
         return record
 
     def _unusable(self, error: OSError) -> RegistryError:
@@ -225,6 +245,15 @@ class Registry:
             f"the state folder {self.directory} cannot be used: {error.strerror or error} ({error.filename}); "
             "make it writable or set state-directory in the configuration to another folder"
         )
+
+
+def session_logs(folder: Path) -> dict[str, Path]:
+    """What the sessions of a cluster printed: their files by session id. Other files that lie there are none."""
+    try:
+        matches = {entry.name: _LOG.fullmatch(entry.name) for entry in os.scandir(folder)}
+    except OSError:
+        return {}
+    return {match[1]: folder / name for name, match in sorted(matches.items()) if match is not None}
 
 
 def write_private(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ Knows neither Dask nor clusters. Every answer of the platform is taken for what 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cml_dask_magics.workers_api import Platform
+
+logger = logging.getLogger(__name__)
 
 Phase = Literal["pending", "running", "ended"]
 _ENDED = frozenset({"succeeded", "failed", "stopped", "timedout"})
@@ -52,13 +55,16 @@ class Launched:
     strays : tuple of str
         Ids of sessions that the platform refused but created all the same.
     suspects : tuple of str
-        Ids that appeared during a call that broke: perhaps ours, perhaps somebody else's.
+        Ids that appeared during a call that broke or answered short: perhaps ours, perhaps somebody else's.
+    doubtful : bool
+        Whether sessions may exist that no id is known of.
     """
 
     sessions: tuple[SessionInfo, ...] = ()
     refusals: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
     suspects: tuple[str, ...] = ()
+    doubtful: bool = False
 
 
 @dataclass
@@ -120,10 +126,7 @@ class SessionPool:
             if not isinstance(answers, (list, tuple)):
                 raise PlatformError(f"launch_workers answered {_short(answers)} instead of a list")
         except Exception as error:
-            after = self._listed_ids()
-            # Without both listings nothing can be told apart; what the sessions print will tell (see fleet).
-            suspects = tuple(sorted(after - before)) if before is not None and after is not None else ()
-            return Launched(refusals=(_words(error),) * n, suspects=suspects)
+            return Launched(refusals=(_words(error),) * n, suspects=self._appeared_since(before), doubtful=True)
         sessions, refusals, strays = [], [], []
         for answer in answers:
             if (info := _read_session(answer)) is not None:
@@ -132,9 +135,13 @@ class SessionPool:
             refusals.append(_message(answer))
             if isinstance(answer, Mapping) and isinstance(answer.get("engineId"), str) and answer["engineId"]:
                 strays.append(answer["engineId"])
-        refusals += ["the platform did not answer for it"] * (n - len(answers))
         self._wake.set()
-        return Launched(tuple(sessions), tuple(refusals), tuple(strays))
+        if len(answers) >= n:
+            return Launched(tuple(sessions), tuple(refusals), tuple(strays))
+        refusals += ["the platform did not answer for it"] * (n - len(answers))
+        known = {info.id for info in sessions} | set(strays)
+        suspects = tuple(session for session in self._appeared_since(before) if session not in known)
+        return Launched(tuple(sessions), tuple(refusals), tuple(strays), suspects, doubtful=True)
 
     def listing(self) -> dict[str, SessionInfo]:
         """Sessions that the calling session launched, by id.
@@ -172,7 +179,7 @@ class SessionPool:
             Of those that are still up: id to what the platform says. Empty when all have ended.
         """
         left = dict.fromkeys(ids, "no answer yet")
-        deadline, ask_at, wait_s = time.monotonic() + timeout_s, 0.0, 0.1
+        deadline, ask_at, wait_s, asked = time.monotonic() + timeout_s, 0.0, 0.1, False
         absences = {session: _Absence() for session in left}
         while left:
             try:
@@ -189,14 +196,14 @@ class SessionPool:
                         del left[session]
                     elif info is not None and left[session] == _STOPPED:
                         left[session] = f"the platform took the stop, but still shows it as {info.status}"
-            if left and time.monotonic() >= ask_at:
-                left |= self._ask_to_stop(left)
-                ask_at = time.monotonic() + _STOP_AGAIN_S
-            elif time.monotonic() >= deadline:
+            now = time.monotonic()
+            if not left or (asked and now >= deadline):
                 break
-            if left:
-                time.sleep(wait_s)
-                wait_s = min(1.0, wait_s * 1.5)
+            if now >= ask_at:
+                left |= self._ask_to_stop(left)
+                asked, ask_at = True, time.monotonic() + _STOP_AGAIN_S
+            time.sleep(wait_s)
+            wait_s = min(1.0, wait_s * 1.5)
         return left
 
     def watch(
@@ -215,7 +222,7 @@ class SessionPool:
         watch = _Watch(ids, tell)
         with self._poll_lock:
             self._watches[id(watch)] = watch
-            if self._poller is None:
+            if self._poller is None or not self._poller.is_alive():
                 self._poller = threading.Thread(target=self._poll, name="cml-dask-magics-poller", daemon=True)
                 self._poller.start()
             self._wake.set()
@@ -239,9 +246,10 @@ class SessionPool:
             with contextlib.suppress(PlatformError):  # a listing that fails says nothing; the next one may
                 listing = self.listing()
                 for watch in watches:
-                    infos = _follow(watch, listing)
-                    pending |= any(info.phase == "pending" or info.ip_address is None for info in infos.values())
-                    watch.tell(infos)
+                    try:
+                        pending |= _tell(watch, listing)
+                    except Exception:  # one cluster's trouble must not leave the others unwatched
+                        logger.warning("a listing could not be taken in", exc_info=True)
             interval_s = min(interval_s * 1.3, _POLL_PENDING_S if pending else _POLL_QUIET_S)
             if self._wake.wait(interval_s):
                 self._wake.clear()
@@ -260,7 +268,9 @@ class SessionPool:
             return dict.fromkeys(asked, _STOPPED)  # older releases answer nothing: the list decides
         said = {}
         for session, response in zip(asked, responses, strict=True):
-            code = getattr(response, "status_code", 204)
+            code = getattr(response, "status_code", None)
+            if not isinstance(code, int):  # no useful answer: the list decides
+                code = 204
             said[session] = (
                 _STOPPED
                 if 200 <= code < 300 or code == 404
@@ -268,11 +278,24 @@ class SessionPool:
             )
         return said
 
+    def _appeared_since(self, before: set[str] | None) -> tuple[str, ...]:
+        # Without both listings nothing can be told apart; what the sessions print will tell (see fleet).
+        after = self._listed_ids()
+        return tuple(sorted(after - before)) if before is not None and after is not None else ()
+
     def _listed_ids(self) -> set[str] | None:
         try:
             return set(self.listing())
         except PlatformError:
             return None
+
+
+def _tell(watch: _Watch, listing: Mapping[str, SessionInfo]) -> bool:
+    """Tell a watcher what a listing shows of its sessions; whether it still waits for some of them."""
+    infos = _follow(watch, listing)
+    watch.tell(infos)
+    waiting = any(info.phase == "pending" or info.ip_address is None for info in infos.values())
+    return waiting or any(session not in infos for session in watch.ids())
 
 
 def _follow(watch: _Watch, listing: Mapping[str, SessionInfo]) -> dict[str, SessionInfo]:

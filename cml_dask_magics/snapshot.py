@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
@@ -80,7 +81,7 @@ def _session_status(
 
 def session_of(worker_name: Any) -> str:
     """The session that a worker is named after; ``dask cuda worker`` appends a number a GPU."""
-    return str(worker_name).partition("-")[0]
+    return re.sub(r"-\d{1,2}$", "", str(worker_name))
 
 
 def utc(seconds: float) -> datetime:

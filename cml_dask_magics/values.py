@@ -9,12 +9,12 @@ import keyword
 import math
 import os
 import re
-import string
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _MINUTES = re.compile(r"(?<=[\d.\s])mins?\b")
+KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED_ENV = ("CDSW_", "CML_DASK_")
 _LAUNCH_ARGUMENTS = frozenset({"n", "cpu", "memory", "nvidia_gpu", "code", "script", "env"})
 
@@ -22,7 +22,7 @@ _LAUNCH_ARGUMENTS = frozenset({"n", "cpu", "memory", "nvidia_gpu", "code", "scri
 def _number(value: Any, allowed: str, low: float, high: float) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not low <= number <= high:
         raise ValueError(allowed)
@@ -50,7 +50,7 @@ def gib(value: Any) -> float:
 
         try:
             value = parse_bytes(value) / 2**30
-        except (ValueError, KeyError, IndexError):
+        except (ValueError, KeyError, IndexError, OverflowError):
             raise ValueError(allowed) from None
     return _number(value, allowed, 0.5, 65536)
 
@@ -70,7 +70,7 @@ def seconds(value: Any) -> float:
 
         try:  # Dask knows m, minute and minutes, but not the common min
             value = parse_timedelta(_MINUTES.sub("m", value.strip()), default="s")
-        except (ValueError, KeyError, IndexError):
+        except (ValueError, KeyError, IndexError, OverflowError):
             raise ValueError(allowed) from None
     return _number(value, allowed, 1, 365 * 86400)
 
@@ -86,8 +86,8 @@ def seconds_or_off(value: Any) -> float | None:
 
 
 def name(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", value):
-        raise ValueError("1 to 40 letters, digits, '-' and '_'")
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}", value):
+        raise ValueError("1 to 40 letters, digits, '-' and '_', not starting with '-'")
     return value
 
 
@@ -97,27 +97,35 @@ def adapt(value: Any) -> tuple[int, int] | None:
     try:
         low, high = value.split(":") if isinstance(value, str) else value
         low, high = int(low), int(high)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low, high = 1, 0
+    if isinstance(value, int):  # YAML's sexagesimals: an unquoted 2:10 is 130
+        raise ValueError("MIN:MAX workers, in quotes in a YAML file, such as '2:10'")
     if not 0 <= low <= high or high < 1:
         raise ValueError("MIN:MAX workers with 0 <= MIN <= MAX and MAX at least 1, such as 2:10")
     return low, high
 
 
 def env(value: Any) -> dict[str, str]:
-    pairs: Iterable[Any] = value.items() if isinstance(value, Mapping) else value
-    env = {}
+    allowed = "KEY=VALUE, KEY made of letters, digits and '_'"
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, (list, tuple)):
+        pairs = [pair.partition("=")[::2] if isinstance(pair, str) and "=" in pair else pair for pair in value]
+    else:
+        raise ValueError(f"a mapping, or a list of {allowed}")
+    found = {}
     for pair in pairs:
-        key, separator, text = pair.partition("=") if isinstance(pair, str) else (pair[0], "=", str(pair[1]))
         # The value may be a secret: a message names the key alone.
-        if not separator or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key) or "\0" in text:
-            raise ValueError("KEY=VALUE, KEY made of letters, digits and '_'")
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or pair[1] is None:
+            raise ValueError(allowed)
+        key, text = pair[0], str(pair[1])
+        if not isinstance(key, str) or not KEY.fullmatch(key) or "\0" in text:
+            raise ValueError(allowed)
         if key.startswith(_RESERVED_ENV):
-            raise ValueError(
-                f"KEY=VALUE, KEY not starting with {' or '.join(_RESERVED_ENV)} (they belong to the platform)"
-            )
-        env[key] = text
-    return env
+            raise ValueError(f"KEY=VALUE, KEY not starting with {' or '.join(_RESERVED_ENV)} (the platform's own)")
+        found[key] = text
+    return found
 
 
 def variable(value: Any) -> str:
@@ -151,11 +159,8 @@ def launch_options(value: Any) -> dict[str, Any]:
 
 
 def template(value: Any) -> str:
-    allowed = "a template over {app_url}, {session} and {domain}, such as '{app_url}/status'"
     try:
-        fields = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
-    except (TypeError, ValueError):
-        raise ValueError(allowed) from None
-    if not fields <= {"app_url", "session", "domain"}:
-        raise ValueError(allowed)
+        value.format(app_url="https://session.example", session="session", domain="example")
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise ValueError("a template over {app_url}, {session} and {domain}, such as '{app_url}/status'") from None
     return str(value)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 _MODULES = {"cml": "cml.workers_v1", "cdsw": "cdsw"}
+LOCAL_SESSIONS_FOLDER = "local-sessions"
+_CALLS = ("launch_workers", "list_workers", "await_workers", "stop_workers")
 
 
 class WorkersAPI(Protocol):
@@ -96,10 +99,12 @@ def find_platform(state_directory: Path, local: bool = False) -> Platform:
         for backend, module in _MODULES.items():
             try:
                 api: Any = importlib.import_module(module)
-            except ImportError as error:
-                reasons.append(f"{module}: {error}")
-            else:
+            except Exception as error:  # whatever a vendor's module raises, it is not to be had
+                reasons.append(f"{module}: {' '.join(str(error).split())}")
+                continue
+            if all(callable(getattr(api, call, None)) for call in _CALLS):
                 return Platform(backend, api, session=session, domain=os.environ.get("CDSW_DOMAIN", ""))
+            reasons.append(f"{module}: it lacks one of {', '.join(_CALLS)}")
         if session:
             raise RuntimeError(
                 f"this is CML session {session}, but the Workers API cannot be imported ({'; '.join(reasons)}); "
@@ -107,7 +112,7 @@ def find_platform(state_directory: Path, local: bool = False) -> Platform:
             )
     from cml_dask_magics.local_sessions import LocalSessions
 
-    return Platform("local", LocalSessions(state_directory / "local-sessions"), scheduler_port=0)
+    return Platform("local", LocalSessions(state_directory / LOCAL_SESSIONS_FOLDER), scheduler_port=0)
 
 
 def check_dashboard_port(platform: Platform) -> None:
@@ -121,7 +126,7 @@ def check_dashboard_port(platform: Platform) -> None:
     if platform.backend == "local":
         return
     value = os.environ.get("CDSW_READONLY_PORT")
-    if value is None or not value.isdecimal() or not 1 <= int(value) <= 65535:
+    if value is None or not re.fullmatch(r"[0-9]{1,5}", value) or not 1 <= int(value) <= 65535:
         found = "is not set" if value is None else f"is {value!r}"
         raise ValueError(
             f"CDSW_READONLY_PORT must be a port from 1 to 65535 for the dashboard to be served on, but {found} "

@@ -158,8 +158,10 @@ def test_a_dead_clusters_name_is_free_again(state: Path) -> None:
     for session in LocalSessions(state / "local-sessions")._sessions():
         process = session.process()
         assert process is not None
-        for member in [*process.children(recursive=True), process]:
+        members = [*process.children(recursive=True), process]
+        for member in members:
             member.send_signal(signal.SIGKILL)
+        psutil.wait_procs(members, timeout=5)
     first.shutdown_on_close = False
     first.close()
     with CMLCluster(1):

@@ -455,7 +455,7 @@ GIVEN = st.fixed_dictionaries(
     {},
     optional={
         "n_workers": st.integers(1, 500),
-        "name": st.from_regex(r"[A-Za-z0-9_-]{1,40}", fullmatch=True),
+        "name": st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}", fullmatch=True),
         "cpu": st.floats(0.1, 1024),
         "memory": st.floats(0.5, 65536),
         "gpu": st.integers(0, 8),

@@ -24,7 +24,7 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Every message that any widget sends to browsers."""
     messages: list[dict[str, Any]] = []
-    monkeypatch.setattr(ipywidgets.Widget, "_send", lambda _, message, buffers=None: messages.append(message))  # noqa: ARG005
+    monkeypatch.setattr(ipywidgets.Widget, "_send", lambda _, message, buffers=None: messages.append(message))
     return messages
 
 

@@ -177,7 +177,7 @@ def test_a_launch_call_that_breaks_leaves_nothing(notebook: Notebook, fault: str
 def test_a_dying_session_is_named_with_its_last_words(notebook: Notebook) -> None:
     notebook.workspace.fault("session_fails_before_running", times=1)
     said = notebook.fail("%dask_up 2")
-    assert "ended before it was of use" in said
+    assert "ended (failed) before it was of use" in said
     assert not notebook.workspace.alive()
 
 

@@ -53,7 +53,7 @@ class LoopbackNetwork:
     def detach(self, place: Place) -> None:
         """Undo `attach`."""
 
-    def set_link(self, place: Place, up: bool) -> None:  # noqa: ARG002 (the network's interface)
+    def set_link(self, place: Place, up: bool) -> None:
         """Cut or heal the session's cable: there is none here."""
         raise NetworkError(f"{place.address}: a session's network can be cut only where namespaces can be made")
 
