@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -110,13 +110,13 @@ class CMLCluster(StartingCluster):
             scheduler_memory=scheduler_memory, adapt=adapt, wait=wait, timeout=timeout, idle_timeout=idle_timeout,
             env=env, dashboard_port=dashboard_port, local=local, no_tls=no_tls, background=background,
         )  # fmt: skip
-        self._open(claim(settings), self._start_new, asynchronous, loop, on_status, shutdown_on_close=True)
+        self._open(claim(settings), True, asynchronous, loop, on_status, shutdown_on_close=True)
 
     @classmethod
     def from_settings(cls, settings: Settings, on_status: StatusCallback | None = None) -> CMLCluster:
         """A new cluster from settings that have been made already."""
         self = cls.__new__(cls)
-        self._open(claim(settings), self._start_new, False, None, on_status, shutdown_on_close=True)
+        self._open(claim(settings), True, False, None, on_status, shutdown_on_close=True)
         return self
 
     @classmethod
@@ -148,28 +148,29 @@ class CMLCluster(StartingCluster):
         if fleet is None:
             raise RuntimeError(f"there is no cluster {name!r}; %dask_up --name {name} starts it")
         self = cls.__new__(cls)
-        self._open(fleet, self._attach, asynchronous, loop, None, shutdown_on_close)
+        self._open(fleet, False, asynchronous, loop, None, shutdown_on_close)
         return self
 
     def _open(
         self,
         fleet: Fleet,
-        start: Callable[[], Awaitable[None]],
+        launches: bool,
         asynchronous: bool,
         loop: IOLoop | None,
         on_status: StatusCallback | None,
         shutdown_on_close: bool,
     ) -> None:
-        super().__init__(fleet, asynchronous, loop, on_status)
-        self._start_kind = start
+        # Whether this object starts the cluster, and so answers for what is launched, or attaches to a running one.
+        self._launches = launches
         self._background: asyncio.Task[None] | None = None
         self._ended: Ended | None = None
         self.shutdown_on_close = shutdown_on_close
-        if asynchronous:
-            return
-        self._loop_runner.start()
+        self._fleet = fleet
         try:
-            self.sync(self._begin)
+            super().__init__(fleet, asynchronous, loop, on_status)
+            if not asynchronous:
+                self._loop_runner.start()
+                self.sync(self._begin)
         except BaseException as error:  # Ctrl-C too: nothing that was launched may stay
             self._undo(error)
             raise
@@ -182,21 +183,23 @@ class CMLCluster(StartingCluster):
                 try:
                     await self._begin()
                 except BaseException as error:
-                    await asyncio.shield(asyncio.to_thread(self._end_launched, error))
-                    await self._detach()
+                    try:
+                        await asyncio.shield(asyncio.to_thread(self._end_launched, error))
+                    finally:
+                        await self._detach()
                     raise
             return self
 
         return started().__await__()
 
     async def _begin(self) -> None:
-        if not self.settings.background or self._start_kind != self._start_new:
-            await self._start_kind()
+        if not self._launches or not self.settings.background:
+            await (self._start_new() if self._launches else self._attach())
             return
 
         async def start() -> None:
             try:
-                await self._start_kind()
+                await self._start_new()
             except Exception as error:
                 self.failure = error
                 try:
@@ -234,16 +237,17 @@ class CMLCluster(StartingCluster):
             self.adapt(minimum=low, maximum=high)
 
     def _undo(self, error: BaseException) -> None:
-        """Stop what this start launched and let go of Dask; on another kernel's cluster, only let go."""
+        """Stop what this start launched, and let go of Dask."""
         try:
-            if self._start_kind == self._start_new:
-                self._end_launched(error)
+            self._end_launched(error)
         finally:
             with contextlib.suppress(Exception):
                 self.sync(self._detach, callback_timeout=10)
-            self._loop_runner.stop()
+                self._loop_runner.stop()
 
     def _end_launched(self, error: BaseException) -> None:
+        if not self._launches:  # another start's cluster goes on
+            return
         try:
             self._ended = self._fleet.end()
         except StillUpError as still_up:
@@ -300,10 +304,13 @@ class CMLCluster(StartingCluster):
         self._on_status = on_status
         try:
             self.sync(scale_and_wait)
-        except BaseException:
+        except BaseException as error:
             self._fleet.settle()
             new = self.plan - before
-            self._fleet.stop(new)
+            try:
+                self._fleet.stop(new)
+            except StillUpError as still_up:
+                raise StartFailedError(f"{error}\n{still_up}") from error
             if new:
                 self._fleet.update(lambda record: replace(record, requested=requested))
             raise

@@ -17,7 +17,7 @@ from cml_dask_magics import commands
 from cml_dask_magics.config import Settings
 from cml_dask_magics.liveness import answers
 from cml_dask_magics.records import Record, Role, SessionRecord
-from cml_dask_magics.registry import Registry, RegistryError
+from cml_dask_magics.registry import GoneError, Registry, RegistryError
 from cml_dask_magics.sessions import Launched, PlatformError, SessionInfo, SessionPool
 from cml_dask_magics.status import SessionState, Usage
 
@@ -93,13 +93,13 @@ class Fleet:
 
         Raises
         ------
-        KeyError
+        GoneError
             If the cluster has no record any more: somebody stopped it.
         """
 
         def change_ours(record: Record) -> Record:
             if record.token != self._record.token:
-                raise KeyError(record.name)
+                raise GoneError(record.name)
             return change(record)
 
         self._record = self.registry.update(self._record.name, change_ours)
@@ -107,7 +107,7 @@ class Fleet:
 
     def log(self, message: str) -> None:
         """Note something that happened in the record, where every kernel reads it."""
-        with contextlib.suppress(KeyError):
+        with contextlib.suppress(GoneError):
             self.update(lambda record: record.with_event(message))
 
     def refresh(self) -> bool:
@@ -192,7 +192,7 @@ class Fleet:
                     record = _with_usage_of(record, session)
             return record
 
-        with contextlib.suppress(KeyError):  # stopped by another kernel meanwhile
+        with contextlib.suppress(GoneError):  # stopped by another kernel meanwhile
             self.update(change)
 
     def state(self, session: str, connected: bool) -> SessionState:
@@ -246,7 +246,7 @@ class Fleet:
         self.settle()
         try:
             record = self.update(lambda record: replace(record, state="stopping"))
-        except KeyError:  # another kernel was quicker
+        except GoneError:  # another kernel was quicker
             self.unwatch()
             return self._ended(self._record, 0)
         except RegistryError:  # a full disk must not keep anybody from stopping
@@ -353,7 +353,7 @@ class Fleet:
         )
         try:
             return self.update(lambda record: replace(record, sessions=(*record.sessions, *new)))
-        except (KeyError, RegistryError):  # stop them all the same
+        except (GoneError, RegistryError):  # stop them all the same
             return replace(record, sessions=(*record.sessions, *new))
 
     def _suspects_left(self, record: Record, deadline: float) -> bool:
@@ -375,7 +375,7 @@ class Fleet:
         return False
 
     def _see_the_scheduler_end(self, record: Record, deadline: float) -> None:
-        """Proof for sessions that our listing does not show: workers end with their scheduler, so its silence will do."""
+        """Proof for sessions that our listing does not show: workers end with their scheduler, so it must be silent."""
         address, visible = record.scheduler_address, set(self._visible())
         schedulers = [session.id for session in record.sessions if session.role == "scheduler"]
         if address is None or visible.issuperset(session.id for session in record.sessions):

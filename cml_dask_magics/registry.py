@@ -28,6 +28,16 @@ class NameTakenError(RuntimeError):
     """Another claim of the name stands."""
 
 
+class GoneError(RuntimeError, KeyError):
+    """The cluster has no record any more: somebody has stopped it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"cluster {name!r} is not on record any more: it was stopped, here or from another kernel")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class RegistryError(RuntimeError):
     """The state folder cannot be used; the message says why and what to do."""
 
@@ -133,7 +143,7 @@ class Registry:
 
         Raises
         ------
-        KeyError
+        GoneError
             If the cluster has no record (any more).
         RegistryError
             If it cannot be written; the record stays as it was.
@@ -141,7 +151,7 @@ class Registry:
         with self._exclusive(name):
             record = self.read(name)
             if record is None:
-                raise KeyError(name)
+                raise GoneError(name)
             changed = change(record)
             if changed != record:
                 try:

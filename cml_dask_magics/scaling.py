@@ -17,6 +17,7 @@ from tornado.ioloop import IOLoop
 
 from cml_dask_magics.connected import ConnectedCluster
 from cml_dask_magics.fleet import Fleet
+from cml_dask_magics.registry import GoneError
 from cml_dask_magics.snapshot import session_of
 
 _REFUSED_PAUSE_S = 60.0
@@ -91,7 +92,7 @@ class ScalableCluster(ConnectedCluster):
         adaptive = super().adapt(Adaptive, **kwargs)
         adaptive.maximum = int(min(adaptive.maximum, self.settings.max_workers))
         limits = (int(adaptive.minimum), int(adaptive.maximum))
-        with contextlib.suppress(KeyError):  # stopped meanwhile
+        with contextlib.suppress(GoneError):  # stopped meanwhile
             self._fleet.update(lambda record: replace(record, adapt=limits))
         return adaptive
 
@@ -100,7 +101,7 @@ class ScalableCluster(ConnectedCluster):
             self._adaptive.stop()
             self._adaptive = None
         if self._fleet.record.adapt:
-            with contextlib.suppress(KeyError):
+            with contextlib.suppress(GoneError):
                 self._fleet.update(lambda record: replace(record, adapt=None))
 
     async def _scale_to(self, n: int) -> None:

@@ -74,10 +74,8 @@ class StartingCluster(ScalableCluster):
                 try:
                     await self._connect(address)
                     return
-                except (
-                    OSError,
-                    asyncio.TimeoutError,
-                ):  # its port is not open yet, or its session has just died: the next round tells
+                except (OSError, asyncio.TimeoutError):
+                    # Its port is not open yet, or its session has just died: the next round tells.
                     await self._disconnect()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the scheduler did not come up within {self.settings.timeout_s:g} s")

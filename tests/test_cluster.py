@@ -122,6 +122,23 @@ def test_letting_go_and_coming_back(state: Path) -> None:
     started.close()
 
 
+def test_coming_back_in_vain_does_not_stop_the_cluster(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: Any) -> None:
+        raise OSError("refused")
+
+    async def attach() -> None:
+        await CMLCluster.from_name("default", asynchronous=True)
+
+    with CMLCluster(1):
+        with monkeypatch.context() as patch:
+            patch.setattr(CMLCluster, "_connect", refuse)
+            with pytest.raises(RuntimeError, match="does not answer"):
+                asyncio.run(attach())
+            with pytest.raises(RuntimeError, match="does not answer"):
+                CMLCluster.from_name("default")
+        assert len(running(state)) == 2 and operations.names(state) == ["default"]
+
+
 def test_there_is_no_coming_back_to_what_never_was(state: Path) -> None:
     with pytest.raises(RuntimeError, match="there is no cluster 'nope'"):
         CMLCluster.from_name("nope")
