@@ -59,8 +59,8 @@ class SessionStatus:
         The Dask process's address (``tls://100.66.1.4:40331``); None while Dask is not connected.
     nthreads : int
         Threads of the worker; 0 while not connected and for the scheduler.
-    cpu_percent, memory_bytes, memory_limit_bytes, executing
-        As the worker last reported: per cent of one core, bytes, bytes, tasks running now.
+    cpu_percent, memory_bytes, memory_limit_bytes, spilled_bytes, executing
+        As the worker last reported: per cent of one core, bytes, bytes, bytes on disk, tasks running now.
     message : str
         The platform's own words about it, where there were any.
     """
@@ -74,8 +74,30 @@ class SessionStatus:
     cpu_percent: float = 0.0
     memory_bytes: int = 0
     memory_limit_bytes: int = 0
+    spilled_bytes: int = 0
     executing: int = 0
     message: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the workers of a cluster did together at one moment, for the graphs.
+
+    Parameters
+    ----------
+    at : datetime
+        When, timezone-aware (UTC).
+    cpu_percent : float
+        Sum over the workers, in per cent of one core.
+    memory_bytes : int
+    executing : int
+        Tasks running.
+    """
+
+    at: datetime
+    cpu_percent: float
+    memory_bytes: int
+    executing: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +117,14 @@ class ClusterStatus:
         Sessions that hold, or will hold, a worker; ended ones are left out, failed ones are not.
     dashboard_link : str or None
         A ``http:`` or ``https:`` address that a browser of the user can open.
+    read_only_link : str or None
+        Inside CML, the platform's other address of the same dashboard (``https://read-only-...``).
+    history : tuple of Sample
+        The last five minutes, oldest first, as far as this kernel saw them.
+    peak_memory_bytes : int
+        The most memory that the workers held together, as far as this kernel saw it.
+    usual_start_s : float or None
+        How long earlier starts on this platform took, their median in seconds; None if there were none.
     """
 
     name: str
@@ -108,6 +138,10 @@ class ClusterStatus:
     scheduler: SessionStatus | None = None
     workers: tuple[SessionStatus, ...] = ()
     dashboard_link: str | None = None
+    read_only_link: str | None = None
+    history: tuple[Sample, ...] = ()
+    peak_memory_bytes: int = 0
+    usual_start_s: float | None = None
     usage: Usage = field(default_factory=Usage)
     events: tuple[Event, ...] = ()
 
