@@ -157,11 +157,15 @@ def test_a_script_that_dies_leaves_a_cluster_that_can_be_found_and_stopped(state
     assert not running(state)
 
 
-def test_ctrl_c_while_starting_leaves_nothing(state: Path) -> None:
+def test_ctrl_c_while_starting_leaves_nothing(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = tmp_path / "slow-python"
+    slow.write_text("#!/bin/sh\nsleep 60\n")
+    slow.chmod(0o700)
+    monkeypatch.setenv("DASK_CML_DASK_MAGICS__PYTHON", str(slow))
     code = "from cml_dask_magics import CMLCluster; print('starting', flush=True); CMLCluster(2)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as script:
         deadline = time.monotonic() + 30
-        while not running(state) and time.monotonic() < deadline:
+        while len(running(state)) < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
         script.send_signal(signal.SIGINT)
         _, errors = script.communicate(timeout=60)
