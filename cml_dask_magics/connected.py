@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 from distributed.core import Status, rpc
 from distributed.deploy.cluster import Cluster
 from distributed.objects import SchedulerInfo
+from distributed.protocol.pickle import dumps
 from distributed.utils import Log, Logs
 from tornado.ioloop import IOLoop, PeriodicCallback
 
@@ -22,11 +24,13 @@ from cml_dask_magics.config import Settings
 from cml_dask_magics.fleet import Fleet
 from cml_dask_magics.records import SessionRecord
 from cml_dask_magics.security import read_security
-from cml_dask_magics.snapshot import session_of, snapshot, utc
-from cml_dask_magics.status import ClusterState, ClusterStatus
+from cml_dask_magics.snapshot import sample, session_of, snapshot, utc
+from cml_dask_magics.status import ClusterState, ClusterStatus, Sample
 
 _REFRESH_S = 5.0
 _FOLLOW_S = 1.0
+_HISTORY_S = 300.0
+_NAMED_WORKERS = 3
 LOST_AFTER_S = 15.0
 
 StatusCallback = Callable[[ClusterStatus], None]
@@ -79,6 +83,9 @@ class ConnectedCluster(Cluster):  # type: ignore[misc]
         self._dask_status = Status.created
         self._unreachable_since: float | None = None
         self._idle_s: float | None = None
+        self._history: deque[Sample] = deque(maxlen=int(_HISTORY_S / _FOLLOW_S))
+        self._peak_memory_bytes = 0
+        self._seen: set[str] | None = None
         self._on_end: Callable[[Any], None] | None = None
         self.failure: Exception | None = None
         self.warning: str | None = None
@@ -131,6 +138,49 @@ class ConnectedCluster(Cluster):  # type: ignore[misc]
     def __hash__(self) -> int:
         return hash(self._fleet.record.token)
 
+    def _read_only_link(self) -> str | None:
+        """The platform's other address of what a session serves on ``CDSW_READONLY_PORT``, by its documentation."""
+        scheduler, domain = self._scheduler_session(), self._fleet.pool.platform.domain
+        if scheduler is None or self.scheduler_comm is None or not domain:
+            return None
+        return f"https://read-only-{scheduler.id}.{domain}/status"
+
+    def keep(self) -> Any:
+        """Start the idle countdown anew, as work would."""
+        return self.sync(self._keep)
+
+    async def _keep(self) -> None:
+        def now_active(dask_scheduler: Any) -> None:
+            import time
+
+            dask_scheduler.idle_since = time.time()
+
+        # A function inside a function goes by value: the scheduler's session need not have this module.
+        await self.scheduler_comm.run_function(function=dumps(now_active), args=dumps(()), kwargs=dumps({}))
+        await asyncio.to_thread(self._fleet.log, "kept: the idle time starts anew")
+
+    def restart_worker(self, session: str) -> Any:
+        """Restart the worker process in a session; its session and its name stay.
+
+        Raises
+        ------
+        RuntimeError
+            If no worker of that session is connected, or it did not come back.
+        """
+        return self.sync(self._restart_worker, session)
+
+    async def _restart_worker(self, session: str) -> None:
+        workers = self.scheduler_info["workers"].items()
+        addresses = [address for address, worker in workers if session_of(worker["name"]) == session]
+        if not addresses:
+            raise RuntimeError(f"no worker of session {session} is connected to cluster {self.name!r}")
+        outcome = await self.scheduler_comm.restart_workers(
+            workers=addresses, timeout=60, on_error="return", stimulus_id=f"cml-dask-magics-restart-{time.time()}"
+        )
+        if set(outcome.values()) - {"OK"}:
+            raise RuntimeError(f"the worker of session {session} was not restarted: {', '.join(outcome.values())}")
+        await asyncio.to_thread(self._fleet.log, f"the worker of session {session} was restarted")
+
     def follow(self, on_status: StatusCallback, on_end: Callable[[Any], None]) -> None:
         """Call `on_status` with a `ClusterStatus` every second, from Dask's thread, and `on_end` when this closes.
 
@@ -182,6 +232,24 @@ class ConnectedCluster(Cluster):  # type: ignore[misc]
         self._unreachable_since = None
         self._idle_s = max(0.0, time.time() - idle_since) if idle_since else None
         self.scheduler_info = SchedulerInfo(info)
+        self._remember()
+
+    def _remember(self) -> None:
+        """Keep what the graphs and the events tell of this look at the workers."""
+        seen = sample(self.scheduler_info["workers"])
+        self._peak_memory_bytes = max(self._peak_memory_bytes, seen.memory_bytes)
+        if not self._history or (seen.at - self._history[-1].at).total_seconds() >= _FOLLOW_S * 0.9:
+            self._history.append(seen)
+
+    async def _log_comings_and_goings(self) -> None:
+        """Put into the record which workers joined and left since the last look; the start tells its own story."""
+        now, before = self.observed, self._seen
+        self._seen = now
+        if before is None or self._fleet.record.state != "running" or self._unreachable_since is not None:
+            return
+        for who, what in ((now - before, "joined"), (before - now, "left")):
+            if who:
+                await asyncio.to_thread(self._fleet.log, f"{_named(who)} {what}")
 
     def _status_now(self) -> Any:
         if self.closed:
@@ -192,6 +260,7 @@ class ConnectedCluster(Cluster):  # type: ignore[misc]
 
     async def _status(self) -> ClusterStatus:
         await self._refresh()
+        await self._log_comings_and_goings()
         on_record = await asyncio.to_thread(self._fleet.refresh)
         return snapshot(
             self._fleet,
@@ -199,7 +268,10 @@ class ConnectedCluster(Cluster):  # type: ignore[misc]
             self.scheduler_info["workers"],
             scheduler_address=self.scheduler_address if self.scheduler_comm is not None else None,
             dashboard_link=self.dashboard_link or None,
+            read_only_link=self._read_only_link(),
             idle_s=self._idle_s,
+            history=tuple(self._history),
+            peak_memory_bytes=self._peak_memory_bytes,
         )
 
     def _state(self) -> ClusterState:
@@ -223,3 +295,10 @@ class ConnectedCluster(Cluster):  # type: ignore[misc]
             events = self._fleet.record.events
             logs["Cluster"] = Log("\n".join(f"{utc(at):%Y-%m-%d %H:%M:%S} {message}" for at, message in events))
         return logs
+
+
+def _named(sessions: Collection[str]) -> str:
+    """Workers by the ids of their sessions, as long as they are few."""
+    if len(sessions) > _NAMED_WORKERS:
+        return f"{len(sessions)} workers"
+    return ("worker " if len(sessions) == 1 else "workers ") + ", ".join(sorted(sessions))

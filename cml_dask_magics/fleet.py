@@ -65,6 +65,8 @@ class Fleet:
         self._lost: dict[str, SessionRecord] = {}
         self._changed = threading.Condition()
         self._in_flight = 0
+        # Read once: a start that is under way does not change what is usual.
+        self.usual_start_s = registry.usual_start_s(record.backend)
         self._ending = False
         self._unwatch: Callable[[], None] | None = None
 

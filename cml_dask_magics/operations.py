@@ -135,10 +135,22 @@ def is_held(name: str) -> bool:
 
 def scale(name: str, n: int) -> None:
     """Bring a cluster that this kernel holds to `n` workers, as the panel's button does."""
-    cluster = held(name)
-    if cluster is None:
-        raise RuntimeError(f"cluster {name!r} is not running any more; %dask_up --name {name} starts it")
-    cluster.scale(n)
+    _needed(name).scale(n)
+
+
+def adapt(name: str, low: int, high: int) -> None:
+    """Let Dask scale a cluster that this kernel holds."""
+    _needed(name).adapt(minimum=low, maximum=high)
+
+
+def keep(name: str) -> None:
+    """Start the idle countdown of a cluster that this kernel holds anew."""
+    _needed(name).keep()
+
+
+def restart_worker(name: str, session: str) -> None:
+    """Restart one worker of a cluster that this kernel holds."""
+    _needed(name).restart_worker(session)
 
 
 def names(state_directory: Path) -> list[str]:
@@ -226,6 +238,13 @@ def follow(name: str, on_status: StatusCallback, on_end: Callable[[CMLCluster], 
         return False
     cluster.follow(on_status, on_end)
     return True
+
+
+def _needed(name: str) -> CMLCluster:
+    cluster = held(name)
+    if cluster is None:
+        raise RuntimeError(f"cluster {name!r} is not running any more; %dask_up --name {name} starts it")
+    return cluster
 
 
 def _let_go(name: str) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import secrets
 import shutil
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from pathlib import Path
 from cml_dask_magics.records import NAME, Owner, Record, SessionRecord, record_from_json, record_to_json
 
 _KEPT_RUNS = 10
+_KEPT_STARTS = 10
 _LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)\.log")
 
 
@@ -172,6 +175,25 @@ class Registry:
         ended = [run for run in self.directory.glob("runs/*") if self._record_of(run) is None]
         for run in sorted(ended, key=lambda run: run.stat().st_mtime)[:-_KEPT_RUNS]:
             shutil.rmtree(run, ignore_errors=True)
+
+    def note_start(self, backend: str, took_s: float) -> None:
+        """Remember how long a start took; the next one's estimate comes of the last ten."""
+        starts = self._starts()
+        starts[backend] = [*starts.get(backend, []), round(took_s, 1)][-_KEPT_STARTS:]
+        with contextlib.suppress(OSError):  # an estimate is no reason to fail
+            write_private(self.directory / "starts.json", json.dumps(starts))
+
+    def usual_start_s(self, backend: str) -> float | None:
+        """How many seconds starts on a platform usually took, their median; None if there were none."""
+        known = self._starts().get(backend)
+        return statistics.median(known) if known else None
+
+    def _starts(self) -> dict[str, list[float]]:
+        try:
+            starts = json.loads((self.directory / "starts.json").read_text())
+            return {str(backend): [float(took_s) for took_s in known] for backend, known in starts.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
 
     def logged_sessions(self, record: Record) -> set[str]:
         """Ids of the sessions that have started to print for this cluster: proof that they are its own."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 import time
 from collections.abc import Collection, Coroutine, Iterable
 from dataclasses import replace
@@ -83,7 +85,7 @@ class ScalableCluster(ConnectedCluster):
 
         async def end() -> None:
             await self._end_workers([session_of(worker) for worker in workers], retire=False)
-            await asyncio.to_thread(self._note_requested, len(self.plan))
+            await asyncio.to_thread(self._note_requested, len(self.plan), "Dask")
 
         return self._run(end())
 
@@ -109,14 +111,15 @@ class ScalableCluster(ConnectedCluster):
 
     async def _grow(self, n: int, keep_what_came: bool = False) -> bool:
         """Launch what is missing to `n` workers; False if the platform refused some and `keep_what_came`."""
+        by = "Dask" if keep_what_came else self._who
         async with self._scaling:
             missing = n - len(self.plan)
             if missing <= 0:
-                await asyncio.to_thread(self._note_requested, n)
+                await asyncio.to_thread(self._note_requested, n, by)
                 return True
             launched = await asyncio.to_thread(self._fleet.launch, "worker", missing)
             if not launched.refusals:
-                await asyncio.to_thread(self._note_requested, n)
+                await asyncio.to_thread(self._note_requested, n, by)
                 return True
             message = f"{len(launched.refusals)} of {missing} more sessions were refused: {launched.refusals[0]}"
             doomed = list(launched.strays) + [info.id for info in launched.sessions if not keep_what_came]
@@ -124,7 +127,7 @@ class ScalableCluster(ConnectedCluster):
             await asyncio.to_thread(self._fleet.log, message)
             if not keep_what_came:
                 raise RuntimeError(f"cluster {self.name!r} stays at {len(self.plan)} workers: {message}")
-            await asyncio.to_thread(self._note_requested, len(self.plan))
+            await asyncio.to_thread(self._note_requested, len(self.plan), by)
             return False
 
     async def _shrink(self, n: int) -> None:
@@ -138,7 +141,7 @@ class ScalableCluster(ConnectedCluster):
                 victims += [session_of(name) for name in spare]
                 victims += sorted(self.plan - set(victims))[: surplus - len(victims)]
             await self._end_workers(victims, retire=True, lose_data=n == 0)
-            await asyncio.to_thread(self._note_requested, n)
+            await asyncio.to_thread(self._note_requested, n, self._who)
 
     async def _end_workers(self, victims: Collection[str], retire: bool, lose_data: bool = False) -> None:
         workers = self.scheduler_info["workers"].values()
@@ -154,9 +157,15 @@ class ScalableCluster(ConnectedCluster):
         await asyncio.to_thread(self._fleet.stop, list(victims))
         await self._refresh()
 
-    def _note_requested(self, n: int) -> None:
+    @property
+    def _who(self) -> str:
+        """This kernel, as others can tell it from theirs."""
+        return f"kernel {os.getpid()} on {socket.gethostname()}"
+
+    def _note_requested(self, n: int, by: str) -> None:
         if n != self._fleet.record.requested:
-            self._fleet.update(lambda record: replace(record, requested=n).with_event(f"scaled to {n} workers"))
+            event = f"scaled to {n} worker{'s' if n != 1 else ''} by {by}"
+            self._fleet.update(lambda record: replace(record, requested=n).with_event(event))
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Do it now, or as a task where the caller runs on the loop: Dask's callers do not always await."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 from cml_dask_magics.fleet import Fleet
 from cml_dask_magics.records import SessionRecord
-from cml_dask_magics.status import ClusterState, ClusterStatus, Event, SessionStatus
+from cml_dask_magics.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus
 
 
 def snapshot(
@@ -18,7 +18,10 @@ def snapshot(
     workers: Mapping[str, Mapping[str, Any]],
     scheduler_address: str | None = None,
     dashboard_link: str | None = None,
+    read_only_link: str | None = None,
     idle_s: float | None = None,
+    history: Sequence[Sample] = (),
+    peak_memory_bytes: int = 0,
 ) -> ClusterStatus:
     """One cluster at this moment.
 
@@ -31,9 +34,12 @@ def snapshot(
         What the scheduler says of each connected worker (``Scheduler.identity()["workers"]``), by address.
     scheduler_address : str, optional
         Where the scheduler is connected; None while it is not.
-    dashboard_link : str, optional
+    dashboard_link, read_only_link : str, optional
     idle_s : float, optional
         Seconds since the cluster last worked.
+    history : sequence of Sample, optional
+        What was seen of the last minutes, oldest first.
+    peak_memory_bytes : int, optional
     """
     record = fleet.record
     addresses = {session_of(worker["name"]): address for address, worker in workers.items()}
@@ -55,6 +61,10 @@ def snapshot(
             for session in sessions
         ),
         dashboard_link=dashboard_link,
+        read_only_link=read_only_link,
+        history=tuple(history),
+        peak_memory_bytes=peak_memory_bytes,
+        usual_start_s=fleet.usual_start_s,
         usage=fleet.usage(),
         events=tuple(Event(utc(at), message) for at, message in record.events),
     )
@@ -64,7 +74,6 @@ def _session_status(
     fleet: Fleet, session: SessionRecord, address: str | None, worker: Mapping[str, Any]
 ) -> SessionStatus:
     metrics: Mapping[str, Any] = worker.get("metrics", {})
-    tasks: Mapping[str, int] = metrics.get("task_counts", {})
     return SessionStatus(
         session=session.id,
         state=fleet.state(session.id, connected=address is not None),
@@ -75,8 +84,25 @@ def _session_status(
         cpu_percent=float(metrics.get("cpu", 0.0)),
         memory_bytes=int(metrics.get("memory", 0)),
         memory_limit_bytes=int(worker.get("memory_limit") or 0),
-        executing=int(tasks.get("executing", 0)) + int(tasks.get("long-running", 0)),
+        spilled_bytes=int(metrics.get("spilled_bytes", {}).get("disk", 0)),
+        executing=_executing(metrics),
     )
+
+
+def sample(workers: Mapping[str, Mapping[str, Any]]) -> Sample:
+    """What the workers do together now, from ``Scheduler.identity()["workers"]``."""
+    metrics = [worker.get("metrics", {}) for worker in workers.values()]
+    return Sample(
+        at=datetime.now(timezone.utc),
+        cpu_percent=sum(float(each.get("cpu", 0.0)) for each in metrics),
+        memory_bytes=sum(int(each.get("memory", 0)) for each in metrics),
+        executing=sum(map(_executing, metrics)),
+    )
+
+
+def _executing(metrics: Mapping[str, Any]) -> int:
+    tasks: Mapping[str, int] = metrics.get("task_counts", {})
+    return int(tasks.get("executing", 0)) + int(tasks.get("long-running", 0))
 
 
 def session_of(worker_name: Any) -> str:

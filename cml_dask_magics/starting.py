@@ -57,10 +57,12 @@ class StartingCluster(ScalableCluster):
         finally:
             reporting.cancel()
         ready = len(self.observed)
-        message = f"{ready} workers ready in {time.monotonic() - began:.1f} s"
+        message = f"{ready} worker{'s' if ready != 1 else ''} ready in {time.monotonic() - began:.1f} s"
         if ready < wanted:
             message = self.warning = ready_in_part(self.name, ready, wanted, settings.timeout_s)
         await asyncio.to_thread(fleet.update, lambda record: replace(record, state="running").with_event(message))
+        if ready >= settings.n_workers:
+            await asyncio.to_thread(fleet.registry.note_start, fleet.record.backend, time.monotonic() - began)
         if settings.adapt:
             self.adapt(minimum=settings.adapt[0], maximum=settings.adapt[1])
         await self._report()

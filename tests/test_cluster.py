@@ -48,7 +48,7 @@ def test_dask_sees_a_cluster_of_its_own_kind(state: Path) -> None:
         assert "CMLCluster(default" in repr(cluster)
         assert cluster.dashboard_link.startswith("http://127.0.0.1:") and cluster.dashboard_link.endswith("/status")
         logs = cluster.get_logs()
-        assert "1 workers ready" in logs["Cluster"] and "Scheduler" in logs
+        assert "1 worker ready" in logs["Cluster"] and "Scheduler" in logs
         assert type(cluster.status()).__name__ == "ClusterStatus"
     assert cluster.status == Status.closed
 
@@ -235,3 +235,58 @@ def test_a_cluster_that_another_kernel_stopped_is_said_to_be_lost(state: Path) -
     fleet.end()
     assert cluster.status().state == "lost"
     cluster.close()
+
+
+def test_keeping_starts_the_idle_countdown_anew(state: Path) -> None:
+    with CMLCluster(1, idle_timeout="10 min") as cluster:
+        cluster.get_client().submit(sum, [1]).result()
+        deadline = time.monotonic() + 10
+        while (cluster.status().idle_s or 0.0) < 1.5 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        before = cluster.status().idle_s
+        cluster.keep()
+        after = cluster.status().idle_s
+        assert before is not None and after is not None and after < 1 < before
+
+
+def test_a_worker_can_be_restarted_in_its_session(state: Path) -> None:
+    with CMLCluster(1) as cluster, cluster.get_client() as client:
+        (session,) = cluster.plan
+        before = client.run(os.getpid)
+        cluster.restart_worker(session)
+        client.wait_for_workers(1)
+        assert set(client.run(os.getpid).values()) != set(before.values())
+        assert cluster.plan == cluster.observed == {session}
+        with pytest.raises(RuntimeError, match="no worker of session nobody"):
+            cluster.restart_worker("nobody")
+
+
+def test_the_last_minutes_are_remembered_for_the_graphs(state: Path) -> None:
+    with CMLCluster(1) as cluster:
+        cluster.get_client().submit(bytearray, 200 * 2**20, pure=False).result()
+        deadline = time.monotonic() + 15
+        while cluster.status().peak_memory_bytes < 200 * 2**20 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        status = cluster.status()
+        assert status.peak_memory_bytes > 200 * 2**20
+        assert [sample.at for sample in status.history] == sorted(sample.at for sample in status.history)
+        assert len(status.history) >= 2 and status.history[-1].memory_bytes > 0
+
+
+def test_who_comes_goes_and_scales_is_told(state: Path) -> None:
+    with CMLCluster(1) as cluster:
+        cluster.status()
+        cluster.scale(2)
+        cluster.wait_for_workers(2)
+        (new,) = {session for session in cluster.plan if session in cluster.status().events[-1].message}
+        events = [event.message for event in cluster.status().events]
+        assert any(message.startswith("scaled to 2 workers by kernel") for message in events)
+        assert f"worker {new} joined" in events
+
+
+def test_the_next_start_knows_how_long_the_last_one_took(state: Path) -> None:
+    with CMLCluster(1) as cluster:
+        assert cluster.status().usual_start_s is None
+    took_s = Registry(state).usual_start_s("local")
+    with CMLCluster(1) as cluster:
+        assert took_s is not None and cluster.status().usual_start_s == took_s > 0
