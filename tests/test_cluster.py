@@ -162,7 +162,9 @@ def test_ctrl_c_while_starting_leaves_nothing(state: Path, tmp_path: Path, monke
     slow.write_text("#!/bin/sh\nsleep 60\n")
     slow.chmod(0o700)
     monkeypatch.setenv("DASK_CML_DASK_MAGICS__PYTHON", str(slow))
-    code = "from cml_dask_magics import CMLCluster; print('starting', flush=True); CMLCluster(2)"
+    # A shell that runs the tests in the background has them ignore interrupts, and their children too.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from cml_dask_magics import CMLCluster; CMLCluster(2)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as script:
         deadline = time.monotonic() + 30
         while len(running(state)) < 3 and time.monotonic() < deadline:
