@@ -138,6 +138,11 @@ class ConnectedCluster(Cluster):  # type: ignore[misc]
     def __hash__(self) -> int:
         return hash(self._fleet.record.token)
 
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most memory that the workers held together, as far as this object saw."""
+        return self._peak_memory_bytes
+
     def _read_only_link(self) -> str | None:
         """The platform's other address of what a session serves on ``CDSW_READONLY_PORT``, by its documentation."""
         scheduler, domain = self._scheduler_session(), self._fleet.pool.platform.domain
@@ -181,14 +186,17 @@ class ConnectedCluster(Cluster):  # type: ignore[misc]
             raise RuntimeError(f"the worker of session {session} was not restarted: {', '.join(outcome.values())}")
         await asyncio.to_thread(self._fleet.log, f"the worker of session {session} was restarted")
 
-    def follow(self, on_status: StatusCallback, on_end: Callable[[Any], None]) -> None:
+    def follow(
+        self, on_status: StatusCallback, on_end: Callable[[Any], None], wanted: Callable[[], bool] = lambda: True
+    ) -> None:
         """Call `on_status` with a `ClusterStatus` every second, from Dask's thread, and `on_end` when this closes.
 
-        There is one follower; a new one takes the place of the old.
+        There is one follower; a new one takes the place of the old. While `wanted` says no, nothing is asked or told.
         """
 
         async def tell() -> None:
-            on_status(await self._status())
+            if wanted():
+                on_status(await self._status())
 
         self._on_end = on_end
         if "follow" in self.periodic_callbacks:

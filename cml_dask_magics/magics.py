@@ -127,8 +127,7 @@ class DaskMagics:
         elif typed.text or not statuses or not show.in_notebook(self.shell):
             print(render.to_text(statuses))
         else:
-            for status in statuses:
-                show.panel(status.name, directory, status)
+            show.panels(directory, statuses)
 
     def _tell(self, up: Up) -> None:
         from cml_dask_magics import show

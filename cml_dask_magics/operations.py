@@ -231,12 +231,14 @@ def logs(state_directory: Path, name: str, session: str | None = None, lines: in
     return {each: read_tail(path, lines) for each, path in paths.items() if session in (None, each)}
 
 
-def follow(name: str, on_status: StatusCallback, on_end: Callable[[CMLCluster], None]) -> bool:
+def follow(
+    name: str, on_status: StatusCallback, on_end: Callable[[CMLCluster], None], wanted: Callable[[], bool]
+) -> bool:
     """Have a held cluster tell its status every second until it ends; False if this kernel does not hold it."""
     cluster = _held.get(name)
     if cluster is None or cluster.closed:
         return False
-    cluster.follow(on_status, on_end)
+    cluster.follow(on_status, on_end, wanted)
     return True
 
 

@@ -6,40 +6,27 @@ Knows neither sessions nor files, and has no timer: whoever owns it calls ``draw
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 import ipywidgets
 
 from . import render, render_html
+from .panel_parts import WRAP, boxed, button, change, close, show
+from .panel_steering import PanelActions, Steering
+from .panel_table import WorkerTable
 from .render_html import Kind
 from .render_looks import classed, inline, stylesheet
-from .render_words import MAX_ROWS, clean, plural, utc_now
-from .status import ClusterStatus
+from .render_rows import PAGE_ROWS
+from .render_totals import Tally
+from .render_words import MAX_EVENTS, MORE_EVENTS, clean, utc_now
+from .status import ClusterStatus, SessionStatus
 
-_HIDDEN = "none"
+__all__ = ["Panel", "PanelActions"]
+
 _VIEW = "application/vnd.jupyter.widget-view+json"
-
-
-@dataclass(frozen=True)
-class PanelActions:
-    """What the panel's buttons do. Each may take as long as it needs, and may raise.
-
-    Parameters
-    ----------
-    scale : callable
-        ``scale(n)``: give the cluster ``n`` workers.
-    stop : callable
-        ``stop()``: end the cluster; returns a summary of one or a few sentences.
-    max_workers : int
-        The largest number that the panel lets the user ask for.
-    """
-
-    scale: Callable[[int], object]
-    stop: Callable[[], str]
-    max_workers: int = 500
+_BUSY = "The notebook is busy: a button pressed now works when the cell is done."
 
 
 class Panel:
@@ -48,7 +35,7 @@ class Panel:
     Parameters
     ----------
     actions : PanelActions
-        What the buttons do, each in a thread of its own, so that neither the kernel nor Dask waits.
+        What the controls do, each in a thread of its own, so that neither the kernel nor Dask waits.
     name : str
         The cluster's name, for the time before the first ``draw``.
     """
@@ -57,48 +44,58 @@ class Panel:
         self._actions = actions
         self._name = name
         self._lock = threading.RLock()
+        self._tally = Tally()
         self._status: ClusterStatus | None = None
         self._finished: tuple[str, Kind] | None = None
         self._doing = ""
         self._error = ""
-        self._asking = False
-        self._followed = 1
+        self._busy = False
+        self._all_events = False
 
-        self._style = ipywidgets.HTML(stylesheet())
+        # The place where "copied" shows is in a piece that is never sent again, so that no refresh takes it away.
+        self._style = ipywidgets.HTML(stylesheet() + '<span class="cdm-toast" role="status"></span>')
         # Several pieces, so that a change of one leaves the others, and the focus in them, alone.
-        self._head, self._link, self._gauges, self._table, self._events, self._note, self._question = (
-            ipywidgets.HTML() for _ in range(7)
+        self._head, self._facts, self._links, self._gauges, self._note, self._events = (
+            ipywidgets.HTML() for _ in range(6)
         )
-        self._count = ipywidgets.BoundedIntText(
-            value=1,
-            min=1,
-            max=actions.max_workers,
-            description="Workers",
-            style={"description_width": "initial"},
-            layout={"width": "130px"},
-        )
-        self._scale = _button("Scale", "Give the cluster this many workers", self._on_scale)
-        self._stop = _button("Stop", "Stop the cluster; asks before it does", self._on_stop)
-        self._yes = _button("Stop them", "Stop the workers and the scheduler now", self._on_yes, "danger")
-        self._no = _button("Keep", "Keep the cluster running", self._on_no)
-        wrap = {"flex_flow": "row wrap", "align_items": "center"}
-        self._steering = ipywidgets.HBox([self._count, self._scale, self._stop], layout=wrap)
-        self._confirm = ipywidgets.HBox([self._question, self._yes, self._no], layout=wrap | {"display": _HIDDEN})
+        self._keep = button("Keep", "Start the idle countdown anew", self._on_keep, look="cdm-small")
+        self._more = button("More events", "Show more events, or fewer", self._on_more, look="cdm-link")
+        self._steering = Steering(actions, self._start, self._redraw, self.finish, self._lock)
+        self._table = WorkerTable(self._redraw)
         self._root = ipywidgets.VBox(
             [
                 self._style,
                 self._head,
-                self._link,
+                ipywidgets.HBox([self._facts, self._keep], layout=WRAP),
+                self._links,
                 self._gauges,
-                self._steering,
-                self._confirm,
+                self._steering.widget,
                 self._note,
-                self._table,
+                self._table.widget,
                 self._events,
+                self._more,
             ]
         )
         self._root.add_class("cdm-panel")
+        # Front ends count the views of a widget in which this is a number.
+        self._root._view_count = 0
+        self._root.observe(self._on_views, "_view_count")
+        self._seen = False
         self._show(utc_now())
+
+    @property
+    def shown(self) -> bool:
+        """Whether somebody may see it: False only once a front end told that the last view it had is gone.
+
+        A front end counts its views up when it shows one and down when it takes one away (a cell or its output is
+        deleted). One that goes without a word, such as a page that is reloaded, leaves its views counted.
+        """
+        return self._root._view_count != 0 or not self._seen
+
+    @property
+    def widget(self) -> Any:
+        """The panel as a widget, to put into others."""
+        return self._root
 
     def draw(self, status: ClusterStatus, now: datetime | None = None) -> None:
         """Show a snapshot; sends only what differs from what is shown. From any thread.
@@ -116,6 +113,13 @@ class Panel:
                 self._name = status.name
                 self._show(now or utc_now())
 
+    def busy(self, flag: bool) -> None:
+        """Tell whether a cell keeps the kernel from handling clicks, so that the panel says so. From any thread."""
+        with self._lock:
+            self._busy = flag
+            if self._finished is None:
+                self._show_note()
+
     def finish(self, summary: str, kind: Kind = "ended") -> None:
         """Turn the panel into a summary for good; the steering goes away. From any thread.
 
@@ -129,20 +133,22 @@ class Panel:
         with self._lock:
             first = self._finished is None
             self._finished = summary, kind
-            _set(self._head, value=_boxed(render_html.summary(self._name, summary, kind, classed)))
+            change(self._head, value=boxed(render_html.summary(self._name, summary, kind, classed)))
             if first:
                 kept = (self._style, self._head, self._events)
+                self._steering.close()
                 gone = [child for child in self._root.children if child not in kept]
                 self._root.children = kept
                 for widget in gone:
-                    _close(widget)
+                    close(widget)
 
     def close(self) -> None:
         """Take the panel off every page and release its widgets."""
         with self._lock:
             if self._finished is None:
                 self._finished = "", "ended"
-            _close(self._root)
+                self._steering.close()
+            close(self._root)
 
     def mimebundle(self, now: datetime | None = None) -> dict[str, Any]:
         """What a notebook shows and saves: the live panel, and for places without widgets the same facts.
@@ -169,7 +175,7 @@ class Panel:
                 bundle["text/plain"] = clean(f"{self._name}: {kind}. {summary}")
             elif self._status is not None:
                 bundle["text/html"] = render.to_html(self._status, now)
-                bundle["text/plain"] = render.to_text([self._status], max_rows=MAX_ROWS, now=now)
+                bundle["text/plain"] = render.to_text([self._status], max_rows=PAGE_ROWS, now=now)
             else:
                 bundle["text/html"] = bundle["text/plain"] = "The cluster is about to start."
             return bundle
@@ -179,58 +185,50 @@ class Panel:
 
     def _show(self, now: datetime) -> None:
         """Bring the widgets in line with what is known; the one place that changes them while the cluster lives."""
-        status = self._status
-        state = status.state if status is not None else "starting"
-        idle = not self._doing
+        status, idle = self._status, not self._doing
+        rows: Sequence[SessionStatus] = ()
         if status is None:
-            _set(self._head, value=_boxed(render_html.preparing(self._name, classed)))
+            change(self._head, value=boxed(render_html.preparing(self._name, classed)))
         else:
-            gauges = render_html.progress if state == "starting" else render_html.tiles
-            _set(self._head, value=_boxed(render_html.head(status, now, classed)))
-            _set(self._link, value=_boxed(render_html.link(status, classed)))
-            _set(self._gauges, value=_boxed(render_html.advice(status, classed) + gauges(status, classed)))
-            _set(self._table, value=_boxed(render_html.table(status, now, classed)))
-            _set(self._events, value=_boxed(render_html.events(status.events, now, classed)))
-            _set(self._question, value=_boxed(f"Stop {plural(len(status.workers), 'worker')} and the scheduler?"))
-            self._follow(status.requested)
-        can_scale = idle and state in ("running", "degraded")
-        can_stop = idle and status is not None and state != "stopping"
-        self._asking = self._asking and can_stop
-        _set(self._count, disabled=not can_scale)
-        _set(self._scale, disabled=not can_scale)
-        for button in (self._stop, self._yes, self._no):
-            _set(button, disabled=not can_stop)
-        _set(self._steering.layout, display=_HIDDEN if self._asking else None)
-        _set(self._confirm.layout, display=None if self._asking else _HIDDEN)
-        note = render_html.busy(self._doing, classed) + render_html.error(self._error, classed)
-        _set(self._note, value=_boxed(note))
+            sums = self._tally.of(status, now)
+            gauges = render_html.progress if status.state == "starting" else render_html.tiles
+            change(self._head, value=boxed(render_html.head(status, sums, classed)))
+            change(self._facts, value=boxed(render_html.facts(status, now, classed)))
+            change(self._links, value=boxed(render_html.links(status, classed)))
+            shown = render_html.advice(status, sums, classed) + gauges(status, sums, classed)
+            change(self._gauges, value=boxed(shown))
+            rows = self._table.draw(status, sums, now).rows
+            limit = MORE_EVENTS if self._all_events else MAX_EVENTS
+            change(self._events, value=boxed(render_html.events(status.events, now, classed, limit)))
+        counting = status is not None and status.state in ("running", "degraded") and status.idle_s is not None
+        counting = counting and status is not None and status.idle_timeout_s is not None
+        show(self._keep, counting and self._actions.keep is not None)
+        change(self._keep, disabled=not idle)
+        show(self._more, status is not None and len(status.events) > MAX_EVENTS)
+        self._steering.draw(status, rows, idle)
+        self._show_note()
 
-    def _follow(self, requested: int) -> None:
-        """Keep the number box at what was asked for, unless the user is about to ask for something else."""
-        target = min(max(requested, self._count.min), self._count.max)
-        if self._count.value in (self._followed, target):
-            self._followed = target
-            _set(self._count, value=target)
+    def _show_note(self) -> None:
+        busy = _BUSY if self._busy else ""
+        pieces = [render_html.busy(self._doing, classed), render_html.note(busy, classed)]
+        change(self._note, value=boxed("".join([*pieces, render_html.error(self._error, classed)])))
 
-    def _on_scale(self, _: Any) -> None:
-        n = self._count.value
-        self._start(f"scaling to {n}", f"Could not scale to {n}", lambda: self._actions.scale(n))
-
-    def _on_stop(self, _: Any) -> None:
-        with self._lock:
-            if not self._doing and self._finished is None:
-                self._asking = True
-                self._error = ""
-                self._show(utc_now())
-
-    def _on_no(self, _: Any) -> None:
+    def _redraw(self) -> None:
         with self._lock:
             if self._finished is None:
-                self._asking = False
                 self._show(utc_now())
 
-    def _on_yes(self, _: Any) -> None:
-        self._start("stopping", "Could not stop", lambda: self.finish(self._actions.stop()))
+    def _on_views(self, count: Any) -> None:
+        self._seen = self._seen or bool(count.new)
+
+    def _on_keep(self, _: Any) -> None:
+        if self._actions.keep is not None:
+            self._start("starting the idle countdown anew", "Could not keep it", self._actions.keep)
+
+    def _on_more(self, _: Any) -> None:
+        self._all_events = not self._all_events
+        change(self._more, description="Fewer events" if self._all_events else "More events")
+        self._redraw()
 
     def _start(self, doing: str, failure: str, action: Callable[[], object]) -> None:
         """Show that the button was pressed, then act in a thread: a kernel that waits can draw nothing."""
@@ -238,7 +236,7 @@ class Panel:
             # Clicks queue up while the kernel is busy; only the first of them is meant.
             if self._doing or self._finished is not None:
                 return
-            self._doing, self._error, self._asking = doing, "", False
+            self._doing, self._error = doing, ""
             self._show(utc_now())
         threading.Thread(target=self._run, args=(failure, action), name=f"panel {doing}", daemon=True).start()
 
@@ -253,32 +251,3 @@ class Panel:
             self._doing, self._error = "", message
             if self._finished is None:
                 self._show(utc_now())
-
-
-def _boxed(html: str) -> str:
-    return f"<div{classed('box')}>{html}</div>" if html else ""
-
-
-def _button(description: str, tooltip: str, pressed: Callable[[Any], None], button_style: str = "") -> Any:
-    button = ipywidgets.Button(
-        description=description, tooltip=tooltip, button_style=button_style, layout={"width": "auto"}
-    )
-    button.on_click(pressed)
-    return button
-
-
-def _set(widget: Any, **traits: Any) -> None:
-    """Change what differs: every assignment that changes a trait is a message to each browser that looks."""
-    for name, value in traits.items():
-        if getattr(widget, name) != value:
-            setattr(widget, name, value)
-
-
-def _close(widget: Any) -> None:
-    """Close a widget with all that hangs on it; ipywidgets leaves layouts, styles and children open."""
-    for child in getattr(widget, "children", ()):
-        _close(child)
-    for part in (widget.layout, getattr(widget, "style", None)):
-        if part is not None:
-            part.close()
-    widget.close()

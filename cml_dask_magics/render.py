@@ -14,19 +14,21 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from .render_html import to_html
+from .render_rows import Wanted, choose
+from .render_totals import totals
 from .render_words import (
     NO_VALUE,
     advice_words,
     clean,
     count_words,
+    estimate_words,
     fact_words,
     format_at,
     format_bytes,
     format_duration_s,
-    format_memory,
     format_percent,
     latest_events,
-    listed_workers,
+    memory_words,
     message_words,
     phase_words,
     utc_now,
@@ -119,14 +121,19 @@ def to_text(
         if index:
             console.print()
         # Text objects, not strings: what stands in square brackets is a message's own, not markup.
-        console.print(Text(f"{clean(status.name)}: {status.state}, {workers_words(status)}"))
+        sums = totals(status)
+        console.print(Text(f"{clean(status.name)}: {status.state}, {workers_words(status, sums)}"))
         console.print(Text(" · ".join(fact_words(status, now))))
         if status.dashboard_link:
             # One line however narrow the terminal is: a link that was broken in two cannot be followed.
             console.print(Text(f"Dashboard: {clean(status.dashboard_link)}"), soft_wrap=True)
-        if advice := advice_words(status):
+        if status.read_only_link:
+            console.print(Text(f"Read-only: {clean(status.read_only_link)}"), soft_wrap=True)
+        if status.state == "starting" and (estimate := estimate_words(status)):
+            console.print(Text(estimate.capitalize()))
+        if advice := advice_words(status, sums):
             console.print(Text(advice))
-        shown = listed_workers(status, max_rows)
+        shown = choose(status.workers, Wanted(), sums.failed, max_rows or max(len(status.workers), 1)).rows
         if status.scheduler is not None:
             console.print(Text(f"Scheduler: {', '.join(_cells(status.scheduler, now))}"))
         if shown:
@@ -153,6 +160,8 @@ def progress_line(status: ClusterStatus, now: datetime | None = None, since: dat
     """
     elapsed_s = ((now or utc_now()) - (since or status.created_at)).total_seconds()
     words = [*count_words(status), format_duration_s(elapsed_s, exact=True)]
+    if since is None and (estimate := estimate_words(status)):
+        words.append(estimate)
     return f"{clean(status.name)}: {' · '.join(words)}"
 
 
@@ -171,8 +180,12 @@ def _table(workers: Sequence[SessionStatus], now: datetime) -> Table:
     for worker in workers:
         reported = [NO_VALUE] * 4
         if worker.state == "running":
-            memory = format_memory(worker.memory_bytes, worker.memory_limit_bytes)
-            reported = [format_percent(worker.cpu_percent), memory, str(worker.nthreads), str(worker.executing)]
+            reported = [
+                format_percent(worker.cpu_percent),
+                memory_words(worker),
+                str(worker.nthreads),
+                str(worker.executing),
+            ]
         table.add_row(*map(Text, _cells(worker, now)), *reported)
     return table
 

@@ -55,11 +55,56 @@ _LOOKS = {
     "events": f"list-style:none;margin:6px 0 0;padding:6px 0 0;border-top:{_LINE};color:{_FAINT}",
     "event": "margin:0;padding:0;overflow-wrap:anywhere;white-space:pre-wrap",
     "when": "font-variant-numeric:tabular-nums;margin-right:10px",
+    "figure": "display:flex;align-items:flex-end;gap:10px",
+    "graph": "flex:1 1 40px;min-width:24px;height:24px;overflow:visible;display:block",
+    "line": f"fill:none;stroke:{_COLOURS['busy']};stroke-width:1.5;stroke-linejoin:round;"
+    "vector-effect:non-scaling-stroke",
+    "area": f"fill:{_COLOURS['busy']};fill-opacity:.16;stroke:none",
+    "striped": f"background:repeating-linear-gradient(135deg,{_COLOURS['warn']} 0 2px,transparent 2px 4px)",
+    "card": f"border:{_LINE};border-radius:6px;padding:8px 12px",
+    # The other way round, so that it stays at its end when there is more.
+    "log": f"display:flex;flex-direction:column-reverse;max-height:260px;overflow:auto;border:{_LINE};"
+    "border-radius:6px;background:var(--jp-layout-color2,rgba(128,128,128,.08))",
+    "lines": "flex:none;overflow:visible;margin:0;padding:6px 10px;font:12px/1.45 var(--jp-code-font-family,monospace);"
+    "white-space:pre-wrap;overflow-wrap:anywhere;background:none;color:inherit",
     **{f"ink-{name}": f"color:{colour}" for name, colour in _COLOURS.items()},
     **{f"fill-{name}": f"background:{colour}" for name, colour in _COLOURS.items()},
 }
 # Looks that a style sheet finds by place, so that a row of the panel's table need not name them cell by cell.
 _PLACES = {"cell": ".cdm-table td,.cdm-table tbody th", "title": ".cdm-table thead th"}
+
+# What only the panel has: its widgets, and what a page without a style sheet cannot do.
+_WIDGETS = (
+    ".cdm-panel{position:relative;max-width:920px;overflow:hidden}"
+    ".cdm-panel .widget-html,.cdm-panel .widget-html-content{overflow:visible;line-height:1.45;margin:0;height:auto}"
+    ".cdm-panel .widget-html-content{width:100%}"
+    f".cdm-panel .cdm-copy{{{_LOOKS['id']};cursor:copy;user-select:all;-webkit-user-select:all;border-radius:2px}}"
+    ".cdm-panel .cdm-copy:hover{background:var(--jp-layout-color2,rgba(128,128,128,.16))}"
+    ".cdm-panel .cdm-copy:focus-visible{outline:2px solid var(--jp-brand-color1,#1976d2)}"
+    ".cdm-panel .cdm-toast{position:absolute;right:4px;top:4px;z-index:1;padding:2px 10px;border-radius:4px;"
+    "font:12px/1.6 var(--jp-ui-font-family,sans-serif);background:var(--jp-inverse-layout-color2,#333);"
+    "color:var(--jp-ui-inverse-font-color1,#fff)}"
+    ".cdm-panel .cdm-toast:empty{display:none}"
+    # Titles that sort stand over the columns of the table, whose own titles are for screen readers.
+    ".cdm-panel .cdm-grid{overflow-x:auto;margin:6px 0 0}"
+    ".cdm-panel .cdm-grid>*{min-width:540px}"
+    ".cdm-panel .cdm-grid .cdm-scroll{overflow:visible}"
+    ".cdm-panel .cdm-grid table{table-layout:fixed;margin:0}"
+    ".cdm-panel .cdm-grid thead th{font-size:0;line-height:0;height:0;padding:0;border:0}"
+    f".cdm-panel .cdm-titles{{border-bottom:{_LINE};overflow:hidden}}"
+    ".cdm-panel .cdm-titles .jupyter-button{background:none;border:0;box-shadow:none;margin:0;padding:0 8px 0 0;"
+    "overflow:visible;text-overflow:clip;"
+    f"height:26px;line-height:26px;font-size:12px;font-weight:600;text-align:left;color:{_FAINT}}}"
+    ".cdm-panel .cdm-titles .jupyter-button.cdm-numbers{text-align:right}"
+    ".cdm-panel .cdm-titles .jupyter-button:hover,.cdm-panel .cdm-titles .jupyter-button.cdm-sorted"
+    "{color:var(--jp-ui-font-color1,inherit)}"
+    ".cdm-panel .jupyter-button:focus-visible{outline:2px solid var(--jp-brand-color1,#1976d2);outline-offset:-2px}"
+    ".cdm-panel .jupyter-button.cdm-small{height:22px;line-height:22px;padding:0 8px;font-size:12px}"
+    ".cdm-panel .jupyter-button.cdm-link{align-self:flex-start;background:none;border:0;box-shadow:none;margin:0;"
+    f"padding:0;height:22px;line-height:22px;font-size:12px;color:{_FAINT};text-decoration:underline}}"
+    ".cdm-panel .jupyter-button.cdm-small{margin:0 0 0 6px}"
+    f".cdm-panel .cdm-more{{border:{_LINE};border-radius:6px;padding:6px 10px;margin:4px 0}}"
+)
 
 
 def classed(name: str, more: str = "") -> str:
@@ -79,4 +124,4 @@ def stylesheet() -> str:
     placed = [f":where({_PLACES[name]}){{{_LOOKS[name]}}}" for name in _PLACES]
     # Two classes deep, or JupyterLab's own colours for links would win.
     named = [f":is(.cdm-panel,.cdm-box) .cdm-{name}{{{look}}}" for name, look in _LOOKS.items() if name not in _PLACES]
-    return f"<style>{''.join(placed + named)}</style>"
+    return f"<style>{''.join(placed + named)}{_WIDGETS}</style>"

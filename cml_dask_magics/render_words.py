@@ -8,20 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from itertools import chain, islice
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from .render_totals import Totals, totals
 from .status import ClusterStatus, Event, SessionState, SessionStatus
 
 NO_VALUE = "\N{EN DASH}"
 """Stands where nothing is known."""
 
-MAX_ROWS = 20
-"""Workers that a picture of a cluster lists; the others are counted."""
-
 MAX_EVENTS = 5
 """Events that a picture of a cluster lists, newest first."""
+
+MORE_EVENTS = 50
+"""Events that a picture lists for a reader who wants more of them."""
 
 MAX_MESSAGE = 300
 """Characters of the platform's words about one session that a picture shows."""
@@ -29,16 +28,6 @@ MAX_MESSAGE = 300
 _PLATFORMS = {"cml": "CML", "cdsw": "CDSW", "local": "this machine"}
 _UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _PHASES: tuple[SessionState, ...] = ("starting", "pending", "stopping", "failed")
-
-
-class Totals(NamedTuple):
-    """Sums over the connected workers of a cluster."""
-
-    nthreads: int
-    cpu_percent: float
-    memory_bytes: int
-    memory_limit_bytes: int
-    executing: int
 
 
 def clean(text: str) -> str:
@@ -134,9 +123,9 @@ def utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def workers_words(status: ClusterStatus) -> str:
+def workers_words(status: ClusterStatus, sums: Totals | None = None) -> str:
     """``4 of 4 workers``; while Dask scales it: ``3 of 4 workers, adaptive 2 to 8``."""
-    words = f"{status.ready:,} of {plural(status.requested, 'worker')}"
+    words = f"{(sums or totals(status)).ready:,} of {plural(status.requested, 'worker')}"
     return f"{words}, adaptive {status.adapt[0]} to {status.adapt[1]}" if status.adapt else words
 
 
@@ -166,19 +155,28 @@ def fact_words(status: ClusterStatus, now: datetime) -> list[str]:
     facts = [
         f"on {_PLATFORMS.get(status.backend, clean(status.backend))}",
         f"{'starting for' if starting else 'up'} {format_duration_s(age_s, exact=starting)}",
+        usage_words(status),
     ]
-    if status.state in ("running", "degraded"):
-        facts.append(idle_words(status))
-    return [*facts, usage_words(status)]
+    return [*facts, idle_words(status)] if status.state in ("running", "degraded") else facts
 
 
-def advice_words(status: ClusterStatus) -> str:
+def estimate_words(status: ClusterStatus) -> str:
+    """What earlier starts took: ``usually ready after about 35 s``; empty where none is known."""
+    usual_s = status.usual_start_s
+    if usual_s is None or not math.isfinite(usual_s) or usual_s <= 0:
+        return ""
+    # No finer than it is true.
+    step_s = 1 if usual_s < 10 else 5 if usual_s < 90 else 30
+    return f"usually ready after about {format_duration_s(max(round(usual_s / step_s), 1) * step_s, exact=True)}"
+
+
+def advice_words(status: ClusterStatus, sums: Totals | None = None) -> str:
     """What is wrong and what to do about it; empty when nothing is wrong."""
     if status.state == "lost":
         return "Its scheduler is gone. %dask_up starts it afresh, %dask_down clears what is left of it."
-    failed = sum(worker.state == "failed" for worker in status.workers)
-    failures = f"{plural(failed, 'session')} failed. " if failed else ""
-    missing = status.requested - status.ready
+    sums = sums or totals(status)
+    failures = f"{plural(sums.failed, 'session')} failed. " if sums.failed else ""
+    missing = status.requested - sums.ready
     if status.state == "degraded" and missing > 0:
         rest = "is missing; it joins when it comes" if missing == 1 else "are missing; they join when they come"
         return f"{failures}{plural(missing, 'worker')} {rest}."
@@ -192,32 +190,19 @@ def phase_words(session: SessionStatus, now: datetime) -> str:
     return session.state
 
 
-def count_words(status: ClusterStatus) -> list[str]:
+def count_words(status: ClusterStatus, sums: Totals | None = None) -> list[str]:
     """How many workers are in which phase, the connected ones first: ``2 of 4 workers ready``, ``1 starting``."""
-    words = [f"{status.ready:,} of {plural(status.requested, 'worker')} ready"]
+    sums = sums or totals(status)
+    words = [f"{sums.ready:,} of {plural(status.requested, 'worker')} ready"]
     if status.scheduler is not None and status.scheduler.state != "running":
         words.append(f"scheduler {status.scheduler.state}")
-    counts = ((phase, sum(worker.state == phase for worker in status.workers)) for phase in _PHASES)
-    return words + [f"{count:,} {phase}" for phase, count in counts if count]
+    return words + [f"{sums.states[phase]:,} {phase}" for phase in _PHASES if sums.states.get(phase)]
 
 
-def totals(status: ClusterStatus) -> Totals:
-    """Sum what the connected workers last reported."""
-    up = [worker for worker in status.workers if worker.state == "running"]
-    return Totals(
-        sum(worker.nthreads for worker in up),
-        sum(worker.cpu_percent for worker in up if math.isfinite(worker.cpu_percent)),
-        sum(worker.memory_bytes for worker in up),
-        sum(worker.memory_limit_bytes for worker in up),
-        sum(worker.executing for worker in up),
-    )
-
-
-def listed_workers(status: ClusterStatus, limit: int | None = MAX_ROWS) -> tuple[SessionStatus, ...]:
-    """The workers that a picture lists: failed ones first, for they matter most, then in their own order."""
-    failed = (worker for worker in status.workers if worker.state == "failed")
-    others = (worker for worker in status.workers if worker.state != "failed")
-    return tuple(islice(chain(failed, others), limit))
+def memory_words(session: SessionStatus) -> str:
+    """What a worker holds in memory, and what it had to put on disk: ``1.5 / 2 GiB, 300 MiB spilled``."""
+    words = format_memory(session.memory_bytes, session.memory_limit_bytes)
+    return f"{words}, {format_bytes(session.spilled_bytes)} spilled" if session.spilled_bytes > 0 else words
 
 
 def latest_events(events: Sequence[Event], limit: int = MAX_EVENTS) -> list[Event]:

@@ -94,9 +94,15 @@ def browser_page(**options: Any) -> Iterator[Any]:
 def run_all(page: Any) -> None:
     """Run every cell of the notebook on the page, by the menu."""
     page.wait_for_selector(".jp-Notebook .jp-Cell")
-    page.click(".jp-Notebook .jp-Cell >> nth=0")
-    page.click(".lm-MenuBar-itemLabel:text-is('Run')")
-    page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+    for _ in range(20):
+        page.click(".jp-Notebook .jp-Cell >> nth=0")
+        page.click(".lm-MenuBar-itemLabel:text-is('Run')")
+        page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+        page.wait_for_timeout(1000)
+        # Without a kernel that is ready the menu does nothing, and says nothing.
+        if page.locator(".jp-Notebook .jp-InputPrompt").first.inner_text().strip() != "[ ]:":
+            return
+    raise TimeoutError("the notebook's cells do not run")
 
 
 @contextlib.contextmanager

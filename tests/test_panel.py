@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +14,10 @@ from typing import Any
 
 import ipywidgets
 import pytest
-from test_render import NASTY, NOW, Page, cluster, starting, worker
+from test_render import NASTY, NOW, Page, cluster, history, starting, worker
 
 from cml_dask_magics.panel import Panel, PanelActions
-from cml_dask_magics.status import Event
+from cml_dask_magics.status import ClusterStatus, Event
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -42,6 +44,33 @@ def panel(actions: FakeActions) -> Iterator[Panel]:
     shown.close()
 
 
+@pytest.fixture
+def full(actions: FakeActions) -> Iterator[Panel]:
+    """A panel with every control."""
+    steering = PanelActions(
+        actions.scale, actions.stop, actions.adapt, actions.keep, actions.restart, actions.log, max_workers=50
+    )
+    shown = Panel(steering)
+    shown.draw(cluster(), NOW)
+    yield shown
+    actions.go.set()
+    shown.close()
+
+
+def many(count: int, **changes: Any) -> ClusterStatus:
+    return cluster(requested=count, workers=tuple(worker(index, **changes) for index in range(count)))
+
+
+def only(panel: Panel, kind: type) -> Any:
+    (found,) = (widget for widget in widgets(panel) if type(widget) is kind)
+    return found
+
+
+def listed(panel: Panel) -> list[str]:
+    """The workers that the panel lists."""
+    return re.findall(r"worker\d{4}", words(panel))
+
+
 class FakeActions:
     """A cluster's actions: they wait for ``go``, then raise ``error`` if there is one."""
 
@@ -58,6 +87,19 @@ class FakeActions:
         self._act("stop")
         return "Stopped 4 workers after 12 min: 0.42 core-hours."
 
+    def adapt(self, low: int, high: int) -> None:
+        self._act(f"adapt {low} {high}")
+
+    def keep(self) -> None:
+        self._act("keep")
+
+    def restart(self, session: str) -> None:
+        self._act(f"restart {session}")
+
+    def log(self, session: str) -> list[str]:
+        self._act(f"log {session}")
+        return [f"{session} line {index} {NASTY}" for index in range(300)]
+
     def _act(self, call: str) -> None:
         self.calls.append(call)
         self.threads.add(threading.current_thread())
@@ -66,7 +108,7 @@ class FakeActions:
             raise self.error
 
 
-def widgets(panel: Panel) -> list[Any]:
+def widgets(panel: Panel, part: Any = None) -> list[Any]:
     """Every widget a browser shows for the panel, hidden ones left out."""
 
     def visible(widget: Any) -> Iterator[Any]:
@@ -75,7 +117,7 @@ def widgets(panel: Panel) -> list[Any]:
             for child in getattr(widget, "children", ()):
                 yield from visible(child)
 
-    return list(visible(panel._root))
+    return list(visible(part or panel._root))
 
 
 def words(panel: Panel) -> str:
@@ -88,8 +130,9 @@ def button(panel: Panel, description: str) -> Any:
 
 
 def buttons(panel: Panel) -> dict[str, bool]:
-    """The visible buttons and whether each can be pressed."""
-    return {w.description: not w.disabled for w in widgets(panel) if isinstance(w, ipywidgets.Button)}
+    """The visible buttons, without those of the table, and whether each can be pressed."""
+    table = set(widgets(panel, panel._table.widget))
+    return {w.description: not w.disabled for w in widgets(panel) if isinstance(w, ipywidgets.Button) if w not in table}
 
 
 def box(panel: Panel) -> Any:
@@ -191,11 +234,11 @@ def test_an_error_is_shown_in_the_panel_and_the_buttons_work_again(
     until(lambda: "Could not" not in words(panel))
 
 
-def test_stop_asks_first_and_keep_keeps(panel: Panel, actions: FakeActions) -> None:
+def test_stop_asks_first_and_cancel_keeps(panel: Panel, actions: FakeActions) -> None:
     button(panel, "Stop").click()
     assert "Stop 4 workers and the scheduler?" in words(panel)
-    assert buttons(panel) == {"Stop them": True, "Keep": True}
-    button(panel, "Keep").click()
+    assert buttons(panel) == {"Stop them": True, "Cancel": True}
+    button(panel, "Cancel").click()
     assert buttons(panel) == {"Scale": True, "Stop": True}
     assert actions.calls == []
 
@@ -306,7 +349,7 @@ def test_every_button_says_what_it_does(panel: Panel) -> None:
     shown = {w.tooltip for w in widgets(panel) if isinstance(w, ipywidgets.Button)}
     button(panel, "Stop").click()
     shown |= {w.tooltip for w in widgets(panel) if isinstance(w, ipywidgets.Button)}
-    assert len(shown) == 4
+    assert len(shown) == 4 + 7
     assert all(shown)
 
 
@@ -323,3 +366,169 @@ def test_drawing_from_many_threads_at_once_ends_in_one_consistent_panel(panel: P
     shown = words(panel)
     name = shown[shown.index("name-") + 5 :].split()[0]
     assert f"event-{name}" in shown
+
+
+def test_controls_without_an_action_are_not_there(panel: Panel, full: Panel) -> None:
+    assert set(buttons(full)) == {"Scale", "Stop", "Keep"}
+    assert set(buttons(panel)) == {"Scale", "Stop"}
+    assert not any(isinstance(widget, ipywidgets.ToggleButton) for widget in widgets(panel))
+    only(full, ipywidgets.ToggleButton).value = True
+    assert set(buttons(full)) == {"Scale", "Stop", "Keep", "Adapt", "Restart worker", "Log"}
+
+
+def test_a_countdown_can_be_started_anew_while_it_runs(full: Panel, actions: FakeActions) -> None:
+    actions.go.set()
+    button(full, "Keep").click()
+    until(lambda: actions.calls == ["keep"])
+    full.draw(cluster(idle_s=None), NOW)
+    assert "Keep" not in buttons(full)
+
+
+def test_adaptive_scaling_is_asked_for_and_shown(full: Panel, actions: FakeActions) -> None:
+    only(full, ipywidgets.ToggleButton).value = True
+    boxes = {w.description: w for w in widgets(full) if isinstance(w, ipywidgets.BoundedIntText)}
+    boxes["Adaptive from"].value, boxes["to"].value = 8, 2
+    actions.go.set()
+    button(full, "Adapt").click()
+    until(lambda: actions.calls == ["adapt 2 8"])
+    full.draw(cluster(adapt=(2, 8)), NOW)
+    assert "on: 2 to 8 workers" in words(full)
+
+
+def test_a_worker_that_hangs_can_be_picked_and_restarted(full: Panel, actions: FakeActions) -> None:
+    only(full, ipywidgets.ToggleButton).value = True
+    picker = next(w for w in widgets(full) if getattr(w, "description", "") == "Session")
+    picker.value = "worker0002"
+    full.draw(many(3), NOW)
+    assert picker.value == "worker0002"
+    button(full, "Restart worker").click()
+    assert "restarting worker0002 …" in words(full)
+    assert not buttons(full)["Restart worker"]
+    actions.go.set()
+    until(lambda: buttons(full)["Restart worker"])
+    assert actions.calls == ["restart worker0002"]
+    picker.value = "scheduler1"
+    assert not buttons(full)["Restart worker"]
+    assert buttons(full)["Log"]
+
+
+def test_a_log_shows_its_end_as_text_and_is_followed_until_it_is_closed(
+    full: Panel, actions: FakeActions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cml_dask_magics.panel_log._EVERY_S", 0.0)
+    actions.go.set()
+    only(full, ipywidgets.ToggleButton).value = True
+    button(full, "Log").click()
+    until(lambda: "worker0000 line 299 <script>" in words(full))
+    assert "line 99 " not in words(full)
+    assert "line 100 " in words(full)
+    full.draw(cluster(), NOW)
+    until(lambda: len(actions.calls) == 2)
+    until(lambda: not full._steering._log._reading)
+    button(full, "Close").click()
+    full.draw(cluster(), NOW)
+    time.sleep(0.1)
+    assert len(actions.calls) == 2
+    assert "line 299" not in words(full)
+
+
+def test_a_log_that_cannot_be_read_says_why(full: Panel, actions: FakeActions) -> None:
+    actions.error = RuntimeError("no such file")
+    actions.go.set()
+    only(full, ipywidgets.ToggleButton).value = True
+    button(full, "Log").click()
+    until(lambda: "Could not read the log: no such file" in words(full))
+
+
+def test_sorting_filter_and_page_stay_from_one_refresh_to_the_next(panel: Panel) -> None:
+    panel.draw(many(100), NOW)
+    assert listed(panel) == [f"worker{index:04}" for index in range(20)]
+    button(panel, "Session").click()
+    button(panel, "Session ▲").click()
+    assert listed(panel)[0] == "worker0099"
+    button(panel, "▸").click()
+    panel.draw(many(100, cpu_percent=3.0), NOW)
+    assert listed(panel)[0] == "worker0079"
+    assert "21 to 40 of 100 workers" in words(panel)
+    only(panel, ipywidgets.Text).value = "worker005"
+    panel.draw(many(100, cpu_percent=4.0), NOW)
+    assert listed(panel) == [f"worker{index:04}" for index in range(59, 49, -1)]
+    assert "1 to 10 of 10 workers that match" in words(panel)
+    button(panel, "Session ▼").click()
+    assert listed(panel)[0] == "worker0050"
+
+
+def test_a_filter_that_nothing_matches_says_so_and_can_be_taken_back(panel: Panel) -> None:
+    panel.draw(many(20), NOW)
+    only(panel, ipywidgets.Dropdown).value = "failed"
+    assert "No worker matches." in words(panel)
+    panel.draw(many(3), NOW)
+    only(panel, ipywidgets.Dropdown).value = ""
+    assert len(listed(panel)) == 3
+
+
+def test_a_page_that_is_gone_gives_way_to_the_last_one(panel: Panel) -> None:
+    panel.draw(many(60), NOW)
+    button(panel, "▸").click()
+    button(panel, "▸").click()
+    panel.draw(many(30), NOW)
+    assert listed(panel) == [f"worker{index:04}" for index in range(20, 30)]
+
+
+def test_a_refresh_of_five_thousand_workers_sends_no_more_than_one_of_a_thousand(
+    panel: Panel, sent: list[dict[str, Any]]
+) -> None:
+    sizes = []
+    for count in (1000, 5000):
+        panel.draw(replace(many(count), history=history()), NOW)
+        sent.clear()
+        panel.draw(replace(many(count, cpu_percent=99.0, spilled_bytes=5), history=history()[:-1]), NOW)
+        sizes.append(len(json.dumps(sent)))
+    assert max(sizes) < 20_000
+    assert abs(sizes[1] - sizes[0]) < 200
+
+
+def test_old_events_can_be_looked_up(panel: Panel) -> None:
+    happened = tuple(Event(NOW - timedelta(minutes=60 - index), f"event {index}.") for index in range(60))
+    panel.draw(cluster(events=happened), NOW)
+    assert words(panel).count("event ") == 5
+    button(panel, "More events").click()
+    assert words(panel).count("event ") == 50
+    assert words(panel).index("event 59.") < words(panel).index("event 10.")
+    button(panel, "Fewer events").click()
+    assert words(panel).count("event ") == 5
+
+
+def test_the_panel_says_when_a_click_has_to_wait(panel: Panel) -> None:
+    panel.busy(True)
+    assert "a button pressed now works when the cell is done" in words(panel)
+    panel.busy(False)
+    assert "busy" not in words(panel)
+
+
+def test_a_panel_that_was_closed_on_the_page_is_not_shown_and_any_other_may_be(panel: Panel) -> None:
+    assert panel.shown
+    panel.widget._view_count = 2
+    panel.widget._view_count = 1
+    assert panel.shown
+    panel.widget._view_count = 0
+    assert not panel.shown
+    panel.widget._view_count = 1
+    assert panel.shown
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_a_panel_that_goes_on(panel: Panel) -> None:
+    with pytest.raises(TypeError):
+        panel.draw(cluster(workers=(worker(0, cpu_percent="broken"),)), NOW)
+    panel.draw(cluster(name="mended"), NOW)
+    assert "mended" in words(panel)
+
+
+def test_a_panel_with_every_control_leaves_no_widget_behind(actions: FakeActions) -> None:
+    before = set(ipywidgets.widgets.widget._instances)
+    shown = Panel(PanelActions(actions.scale, actions.stop, actions.adapt, actions.keep, actions.restart, actions.log))
+    shown.draw(many(100), NOW)
+    only(shown, ipywidgets.ToggleButton).value = True
+    shown.finish("over")
+    shown.close()
+    assert set(ipywidgets.widgets.widget._instances) == before

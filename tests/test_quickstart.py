@@ -12,13 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nbformat
+import pandas as pd
+import psutil
 import pytest
-
-nbformat = pytest.importorskip("nbformat")
-pytest.importorskip("nbclient")
-pytest.importorskip("matplotlib")
-pd = pytest.importorskip("pandas")
-psutil = pytest.importorskip("psutil")
+from nbconvert import HTMLExporter
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
@@ -223,6 +221,15 @@ def test_it_prints_and_plots(quickstart: Run) -> None:
     nbformat.validate(executed)
     pngs = [out for cell in executed.cells for out in cell.get("outputs", ()) if "image/png" in out.get("data", {})]
     assert len(pngs) == 1
+
+
+def test_the_page_that_nbconvert_makes_shows_the_cluster_without_widgets(quickstart: Run) -> None:
+    executed = nbformat.read(quickstart.folder / "executed.ipynb", as_version=4)
+    page, _ = HTMLExporter().from_notebook_node(executed)
+    assert "Stopped cluster" in page and "core-hours" in page
+    assert "VBox(children" not in page
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", ())]
+    assert not any("widget-view" in mimetype for output in outputs for mimetype in output.get("data", ()))
 
 
 def test_nothing_is_left(quickstart: Run, results: Any) -> None:

@@ -14,7 +14,10 @@ import pytest
 
 from cml_dask_magics import render, render_html, render_words
 from cml_dask_magics.render_looks import classed, stylesheet
-from cml_dask_magics.status import ClusterStatus, Event, SessionStatus, Usage
+from cml_dask_magics.render_rows import SORTS, Wanted, choose
+from cml_dask_magics.render_table import COPYING, table
+from cml_dask_magics.render_totals import Tally, totals
+from cml_dask_magics.status import ClusterStatus, Event, Sample, SessionStatus, Usage
 
 NOW = datetime(2026, 1, 31, 12, 12, 0, tzinfo=timezone.utc)
 GIB = 2**30
@@ -52,6 +55,19 @@ def cluster(**changes: Any) -> ClusterStatus:
         events=(Event(NOW - timedelta(minutes=12), "Cluster started"), Event(NOW, "4 workers ready")),
     )
     return replace(running, **changes)
+
+
+def history(samples: int = 300, cpu_percent: float | None = None) -> tuple[Sample, ...]:
+    """One sample a second up to now, with figures that go up and down."""
+    return tuple(
+        Sample(
+            NOW - timedelta(seconds=back),
+            400 + 390 * math.sin(back / 20) if cpu_percent is None else cpu_percent,
+            GIB * 2 + GIB * (back % 100) // 100,
+            back // 60,
+        )
+        for back in range(samples - 1, -1, -1)
+    )
 
 
 def starting() -> ClusterStatus:
@@ -93,12 +109,13 @@ class Page(HTMLParser):
 
 def pieces(status: ClusterStatus, dress: Any = classed) -> str:
     return (
-        render_html.head(status, NOW, dress)
-        + render_html.link(status, dress)
-        + render_html.advice(status, dress)
-        + render_html.tiles(status, dress)
-        + render_html.progress(status, dress)
-        + render_html.table(status, NOW, dress)
+        render_html.head(status, totals(status), dress)
+        + render_html.facts(status, NOW, dress)
+        + render_html.links(status, dress)
+        + render_html.advice(status, totals(status), dress)
+        + render_html.tiles(status, totals(status), dress)
+        + render_html.progress(status, totals(status), dress)
+        + table(status.scheduler, choose(status.workers, Wanted(), totals(status).failed).rows, NOW, dress)
         + render_html.events(status.events, NOW, dress)
     )
 
@@ -296,8 +313,9 @@ def test_html_says_everything_the_text_says() -> None:
 
 
 def test_a_saved_page_needs_no_script_no_style_sheet_and_nothing_to_load() -> None:
-    page = Page(render.to_html(cluster(), NOW))
-    assert {tag for tag, _ in page.elements}.isdisjoint({"script", "style", "link", "img", "iframe", "svg"})
+    page = Page(render.to_html(cluster(history=history()), NOW))
+    assert {tag for tag, _ in page.elements}.isdisjoint({"script", "style", "link", "img", "iframe"})
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert not any("class" in attributes for _, attributes in page.elements)
 
 
@@ -322,6 +340,9 @@ def test_text_from_elsewhere_is_shown_and_never_run(dress: Any) -> None:
         events=(Event(NOW, NASTY),),
     )
     html = pieces(nasty, dress) + render_html.summary(NASTY, NASTY, "failed", dress) + render_html.busy(NASTY, dress)
+    html += render_html.log(NASTY, [NASTY], dress)
+    assert html.count(COPYING) == (dress is classed)
+    html = html.replace(COPYING, "")
     page = Page(html)
     assert not page.tags("script")
     assert "<script" not in html
@@ -382,7 +403,7 @@ def test_an_answer_as_long_as_a_web_page_does_not_fill_the_panel() -> None:
 
 @pytest.mark.parametrize("state", ["starting", "running", "degraded", "stopping", "lost"])
 def test_every_state_is_a_word_and_a_sign_besides_its_colour(state: Any) -> None:
-    words = "".join(Page(render_html.head(cluster(state=state), NOW, classed)).words)
+    words = "".join(Page(render_html.head(cluster(state=state), totals(cluster()), classed)).words)
     assert state in words
     assert words[words.index(state) - 2] in "●◐◑▲✖"
 
@@ -405,7 +426,7 @@ def test_the_style_sheet_knows_every_class_in_use() -> None:
     sheet = stylesheet()
     used = {attributes["class"] for _, attributes in Page(pieces(starting())).elements if attributes.get("class")}
     assert used
-    assert all(f".{name}{{" in sheet for name in used)
+    assert all(f".{name}{{" in sheet for names in used for name in names.split())
 
 
 def test_rendering_needs_no_widgets_and_no_dask() -> None:
@@ -416,3 +437,117 @@ def test_rendering_needs_no_widgets_and_no_dask() -> None:
         "sys.exit(bool({'ipywidgets', 'distributed', 'rich.console'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+def test_graphs_show_the_last_five_minutes_and_say_them_in_words() -> None:
+    page = Page(render.to_html(cluster(history=history()), NOW))
+    graphs = page.tags("svg")
+    assert [graph["role"] for graph in graphs] == ["img"] * 3
+    labels = [graph["aria-label"] or "" for graph in graphs]
+    assert [label.partition(" over")[0] for label in labels] == ["CPU", "Memory", "Tasks running"]
+    assert "between 1 % and 99 %" in labels[0]
+    assert "between 2 GiB and 3 GiB" in labels[1]
+
+
+def test_a_graph_of_what_does_not_change_does_not_change() -> None:
+    still = [replace(sample, memory_bytes=GIB, executing=0) for sample in history(cpu_percent=100.0)]
+    later = [replace(sample, at=sample.at + timedelta(seconds=7)) for sample in still]
+    status = cluster(history=tuple(still))
+    assert "<svg" in render_html.tiles(status, totals(status), classed)
+    assert render_html.tiles(status, totals(status), classed) == render_html.tiles(
+        replace(status, history=tuple(later)), totals(status), classed
+    )
+
+
+def test_a_graph_shows_a_gap_where_nobody_looked() -> None:
+    seen = history()
+    whole = render_html.tiles(cluster(history=seen), totals(cluster()), classed)
+    gap = render_html.tiles(cluster(history=seen[:100] + seen[200:]), totals(cluster()), classed)
+    assert gap.count("M") > whole.count("M")
+
+
+@pytest.mark.parametrize("samples", [0, 1])
+def test_without_a_past_there_is_no_graph(samples: int) -> None:
+    assert "<svg" not in render.to_html(cluster(history=history(samples)), NOW)
+
+
+def test_a_graph_of_nonsense_breaks_nothing() -> None:
+    html = render.to_html(cluster(history=history(cpu_percent=math.nan)), NOW)
+    assert "nan" not in html
+    assert Page(html)
+
+
+def test_memory_on_disk_is_told_apart_from_memory_in_use() -> None:
+    spilling = cluster(workers=(worker(0, spilled_bytes=GIB),))
+    html = render.to_html(spilling, NOW)
+    assert "+ 1 GiB spilled" in html
+    assert "repeating-linear-gradient" in html
+    assert "1 GiB spilled" in render.to_text([spilling], width=140, now=NOW)
+
+
+def test_the_read_only_address_is_a_second_link_and_as_safe_as_the_first() -> None:
+    page = Page(render.to_html(cluster(read_only_link="https://read-only-x.example.site/status"), NOW))
+    assert [link["href"] for link in page.tags("a")][1] == "https://read-only-x.example.site/status"
+    assert len(Page(render.to_html(cluster(read_only_link="javascript:alert(1)"), NOW)).tags("a")) == 1
+    assert "Read-only: https://x/" in render.to_text([cluster(read_only_link="https://x/")])
+
+
+@pytest.mark.parametrize(
+    ("usual_s", "words"),
+    [
+        (None, ""),
+        (math.nan, ""),
+        (7.2, "usually ready after about 7 s"),
+        (36.4, "usually ready after about 35 s"),
+        (100.0, "usually ready after about 1 min 30 s"),
+    ],
+)
+def test_a_start_tells_how_long_it_usually_takes(usual_s: float | None, words: str) -> None:
+    status = replace(starting(), usual_start_s=usual_s)
+    assert render_words.estimate_words(status) == words
+    for shown in (render.to_html(status, NOW), render.progress_line(status, NOW)):
+        assert ("usually ready" in shown) == bool(words)
+        assert words in shown
+
+
+def test_workers_are_found_by_text_and_state_and_sorted_by_any_column() -> None:
+    workers = [
+        worker(i, cpu_percent=float(i * 37 % 100), state="pending" if i % 10 == 0 else "running") for i in range(500)
+    ]
+    assert choose(workers, Wanted(text="WORKER0123"), 0).found == 1
+    assert choose(workers, Wanted(text="1.77"), 0).found == 1
+    assert choose(workers, Wanted(state="pending"), 0).found == 50
+    for sort, key in SORTS.items():
+        for descending in (False, True):
+            for page in (0, 3, 24):
+                rows = choose(workers, Wanted(sort, descending, page=page), 0).rows
+                expected = sorted(workers, key=key, reverse=descending)[page * 20 : page * 20 + 20]
+                assert [key(row) for row in rows] == [key(row) for row in expected]
+
+
+def test_addresses_are_sorted_as_numbers() -> None:
+    workers = [worker(i, ip_address=ip) for i, ip in enumerate(["10.0.0.10", None, "10.0.0.9"])]
+    assert [row.ip_address for row in choose(workers, Wanted("ip"), 0).rows] == ["10.0.0.9", "10.0.0.10", None]
+
+
+def test_workers_whose_figures_are_no_numbers_come_last_and_spoil_no_order() -> None:
+    workers = [worker(i, cpu_percent=math.nan if i % 3 == 0 else float(i)) for i in range(600)]
+    first = choose(workers, Wanted("cpu", descending=True), 0).rows[0]
+    assert first.cpu_percent == 599
+    last = choose(workers, Wanted("cpu", descending=True, page=29), 0).rows[-1]
+    assert math.isnan(last.cpu_percent)
+
+
+def test_what_is_added_up_quickly_is_what_is_added_up_in_full() -> None:
+    tally = Tally()
+    status = cluster(history=history())
+    sample = status.history[-1]
+    sums = tally.of(status, NOW)
+    assert (sums.cpu_percent, sums.memory_bytes) == (sample.cpu_percent, sample.memory_bytes)
+    assert sums.executing == sample.executing
+    assert (sums.nthreads, sums.memory_limit_bytes, sums.ready) == (8, 8 * GIB, 4)
+    fewer = replace(status, workers=status.workers[:2])
+    assert (tally.of(fewer, NOW).nthreads, tally.of(fewer, NOW).ready) == (4, 2)
+    # A sample that is old says nothing of now.
+    assert tally.of(status, NOW + timedelta(minutes=1)) == totals(status)
+    assert tally.of(replace(status, history=()), NOW) == totals(status)
