@@ -251,9 +251,11 @@ class ConnectedCluster(Cluster):  # type: ignore[misc]
 
     async def _log_comings_and_goings(self) -> None:
         """Put into the record which workers joined and left since the last look; the start tells its own story."""
+        if self._fleet.record.state != "running" or self._unreachable_since is not None:
+            return
         now, before = self.observed, self._seen
         self._seen = now
-        if before is None or self._fleet.record.state != "running" or self._unreachable_since is not None:
+        if before is None:
             return
         for who, what in ((now - before, "joined"), (before - now, "left")):
             if who:
