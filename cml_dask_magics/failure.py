@@ -57,7 +57,7 @@ def _stories(fleet: Fleet, connected: Collection[str], added: Collection[str] | 
                 + _printed(fleet, session.id)
             )
     told = {
-        "pending": "was not started by the platform in time",
+        "pending": "was not started by the platform yet",
         "starting": "runs, but its Dask process did not connect",
         "running": "was ready",
     }

@@ -51,9 +51,9 @@ def take(page: Any, address: str, folder: Path, suffix: str) -> None:
 
 def fail(page: Any, address: str, folder: Path, suffix: str) -> None:
     """A start that fails."""
-    page.goto(f"{address}/lab/tree/failing.ipynb")
+    page.goto(f"{address}/lab/workspaces/failing/tree/failing.ipynb")
     run_all(page)
-    page.locator("text=did not start >> visible=true").first.wait_for()
+    page.get_by_text("did not start").first.wait_for()
     page.wait_for_timeout(1500)
     page.locator(".jp-OutputArea").first.screenshot(path=folder / f"failed{suffix}.png")
 
