@@ -5,7 +5,9 @@ Whatever a test does, it ends with the same checks: no session of ours is alive,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import resource
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,22 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     left = [session["id"] for session in platform.list_workers() if session["status"] == "running"]
     platform.stop_workers(*left)
     assert not left, "sessions outlived the test"
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Files cannot grow while it is entered: what a full quota does to a writer."""
+
+    @contextlib.contextmanager
+    def entered() -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return entered
 
 
 @pytest.fixture

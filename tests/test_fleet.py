@@ -216,23 +216,6 @@ def test_sessions_launched_while_another_kernel_ends_the_cluster_are_not_left_be
     assert registry.names() == []
 
 
-@pytest.fixture
-def full_disk():
-    """Files cannot grow while it is entered: what a full quota does to a writer."""
-    import resource
-
-    @contextlib.contextmanager
-    def entered():
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return entered
-
-
 def test_sessions_that_cannot_be_recorded_are_stopped_at_once(cluster, registry, workspace, full_disk, ours):
     with contextlib.ExitStack() as stack:
         workspace.on_launch = lambda _: stack.enter_context(full_disk())

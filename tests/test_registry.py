@@ -331,24 +331,6 @@ def test_a_full_disk_leaves_the_record_whole_and_no_litter(registry, full_disk):
     assert [path.name for path in (registry.directory / "runs").iterdir()] == ["default-0000aaaa"]
 
 
-@pytest.fixture
-def full_disk():
-    """Files cannot grow while it is entered: what a full quota does to a writer."""
-    import contextlib
-    import resource
-
-    @contextlib.contextmanager
-    def entered():
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return entered
-
-
 TEXT = st.text(max_size=20)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 SESSIONS = st.builds(
