@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,13 +39,22 @@ class _Shown:
             output.update(self.panel.mimebundle(), raw=True)
 
     def finish(self, words: str, kind: Any = "ended") -> None:
-        """Leave a summary where the panel was, and let go of its widgets."""
+        """Leave a summary where the panel was.
+
+        A page that was reloaded since takes no news of an output, only of widgets. So the summary's few widgets stay
+        until the next cluster ends; then these go, and so many clusters leave no more behind than one.
+        """
         self.panel.finish(words, kind=kind)
         self.refresh_outputs()
-        self.panel.close()
+        with _finishing:
+            for former in _finished:
+                former.panel.close()
+            _finished[:] = [self]
 
 
 _shown: dict[str, _Shown] = {}
+_finished: list[_Shown] = []
+_finishing = threading.Lock()
 
 
 def in_notebook(shell: Any) -> bool:

@@ -58,5 +58,7 @@ def test_the_panel_is_seen_starting_scales_stops_and_survives_a_reload(
             panel.get_by_role("button", name="Stop them").click()
             page.get_by_text("Stopped cluster 'default': 4 sessions").first.wait_for()
             assert not workspace.alive()
+            page.wait_for_timeout(2000)
+            assert page.get_by_text("Stopped cluster 'default': 4 sessions").first.is_visible(), "and it stays"
     finally:
         workspace.configure(start_delay_s=0.5)
