@@ -110,13 +110,13 @@ class CMLCluster(StartingCluster):
             scheduler_memory=scheduler_memory, adapt=adapt, wait=wait, timeout=timeout, idle_timeout=idle_timeout,
             env=env, dashboard_port=dashboard_port, local=local, no_tls=no_tls, background=background,
         )  # fmt: skip
-        self._open(claim(settings), True, asynchronous, loop, on_status, shutdown_on_close=True)
+        self._open(claim(settings), asynchronous, loop, on_status, launches=True, shutdown_on_close=True)
 
     @classmethod
     def from_settings(cls, settings: Settings, on_status: StatusCallback | None = None) -> CMLCluster:
         """A new cluster from settings that have been made already."""
         self = cls.__new__(cls)
-        self._open(claim(settings), True, False, None, on_status, shutdown_on_close=True)
+        self._open(claim(settings), False, None, on_status, launches=True, shutdown_on_close=True)
         return self
 
     @classmethod
@@ -148,16 +148,17 @@ class CMLCluster(StartingCluster):
         if fleet is None:
             raise RuntimeError(f"there is no cluster {name!r}; %dask_up --name {name} starts it")
         self = cls.__new__(cls)
-        self._open(fleet, False, asynchronous, loop, None, shutdown_on_close)
+        self._open(fleet, asynchronous, loop, None, launches=False, shutdown_on_close=shutdown_on_close)
         return self
 
     def _open(
         self,
         fleet: Fleet,
-        launches: bool,
         asynchronous: bool,
         loop: IOLoop | None,
         on_status: StatusCallback | None,
+        *,
+        launches: bool,
         shutdown_on_close: bool,
     ) -> None:
         # Whether this object starts the cluster, and so answers for what is launched, or attaches to a running one.

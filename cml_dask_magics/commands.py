@@ -19,7 +19,7 @@ _GIB = 2**30
 # logs, and the file proves that the session is this cluster's. A cluster that is gone has no scheduler file any more:
 # whatever of it starts late ends here.
 _PRELUDE = (
-    '!umask 077; exec >>"$CML_DASK_FOLDER/logs/$CDSW_ENGINE_ID.log" 2>&1; '
+    f'!umask 077; exec >>"$CML_DASK_FOLDER/logs/$CDSW_ENGINE_ID{LOG_SUFFIX}" 2>&1; '
     'test -e "$CML_DASK_FOLDER/scheduler.json" || exit 0; '
     'test "$CDSW_IP_ADDRESS" || CDSW_IP_ADDRESS=0.0.0.0; '
 )

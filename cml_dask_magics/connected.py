@@ -186,9 +186,7 @@ class ConnectedCluster(Cluster):  # type: ignore[misc]
             raise RuntimeError(f"the worker of session {session} was not restarted: {', '.join(outcome.values())}")
         await asyncio.to_thread(self._fleet.log, f"the worker of session {session} was restarted")
 
-    def follow(
-        self, on_status: StatusCallback, on_end: Callable[[Any], None], wanted: Callable[[], bool] = lambda: True
-    ) -> None:
+    def follow(self, on_status: StatusCallback, on_end: Callable[[Any], None], wanted: Callable[[], bool]) -> None:
         """Call `on_status` with a `ClusterStatus` every second, from Dask's thread, and `on_end` when this closes.
 
         There is one follower; a new one takes the place of the old. While `wanted` says no, nothing is asked or told.

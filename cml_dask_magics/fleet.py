@@ -151,9 +151,8 @@ class Fleet:
                         launching=tuple(other for other in record.launching if keep_note or other != note),
                     )
                 )
-            except (
-                BaseException
-            ):  # a full disk, or another kernel has stopped the cluster: what is on no record must go
+            except BaseException:
+                # A full disk, or another kernel has stopped the cluster: what is on no record must go.
                 if ids:
                     self.pool.stop(ids, visible=ids, timeout_s=STOP_TIMEOUT_S)
                 raise
@@ -269,10 +268,7 @@ class Fleet:
         self._see_the_scheduler_end(record, deadline)
         count = max(count, len(record.sessions))
         self.unwatch()
-        now = time.time()
-        for session in record.sessions:
-            record = _with_usage_of(record, replace(session, ended_at=session.ended_at or now))
-        record = replace(record, sessions=())
+        record = replace(_with_usage_until_now(record), sessions=())
         self.registry.forget(record)
         self._record = record
         return self._ended(record, count)
@@ -284,10 +280,7 @@ class Fleet:
 
     def usage(self) -> Usage:
         """What the cluster's sessions have used so far."""
-        now, record = time.time(), self._record
-        for session in record.sessions:
-            record = _with_usage_of(record, replace(session, ended_at=session.ended_at or now))
-        return Usage(record.core_s / 3600, record.gib_s / 3600, record.gpu_s / 3600)
+        return _usage(_with_usage_until_now(self._record))
 
     def tail(self, session: str, lines: int) -> list[str]:
         """The last lines that a session printed; empty if nothing was (or can be) read."""
@@ -301,29 +294,22 @@ class Fleet:
     def _request(self, role: Role) -> dict[str, Any]:
         settings = self.settings
         if role == "scheduler":
-            return {
-                "cpu": settings.scheduler_cpu,
-                "memory_gib": settings.scheduler_memory_gib,
-                "gpu": 0,
-                "code": commands.scheduler_line(settings, self.pool.platform.scheduler_port),
-                "env": commands.scheduler_environment(settings, self.folder),
-            }
-        return {
-            "cpu": settings.cpu,
-            "memory_gib": settings.memory_gib,
-            "gpu": settings.gpu,
-            "code": commands.worker_line(settings),
-            "env": commands.worker_environment(settings, self.folder),
-        }
+            code = commands.scheduler_line(settings, self.pool.platform.scheduler_port)
+            return {**self._size(role), "code": code, "env": commands.scheduler_environment(settings, self.folder)}
+        code = commands.worker_line(settings)
+        return {**self._size(role), "code": code, "env": commands.worker_environment(settings, self.folder)}
+
+    def _size(self, role: Role) -> dict[str, Any]:
+        settings = self.settings
+        if role == "scheduler":
+            return {"cpu": settings.scheduler_cpu, "memory_gib": settings.scheduler_memory_gib, "gpu": 0}
+        return {"cpu": settings.cpu, "memory_gib": settings.memory_gib, "gpu": settings.gpu}
 
     def _session_record(self, session: str, role: Role, app_url: str | None) -> SessionRecord:
-        request = self._request(role)
         return SessionRecord(
             id=session,
             role=role,
-            cpu=request["cpu"],
-            memory_gib=request["memory_gib"],
-            gpu=request["gpu"],
+            **self._size(role),
             launched_at=time.time(),
             launched_from=self.pool.platform.session,
             app_url=app_url,
@@ -396,8 +382,7 @@ class Fleet:
         )
 
     def _ended(self, record: Record, sessions: int) -> Ended:
-        usage = Usage(record.core_s / 3600, record.gib_s / 3600, record.gpu_s / 3600)
-        return Ended(record.name, sessions, time.time() - record.created_at, usage)
+        return Ended(record.name, sessions, time.time() - record.created_at, _usage(record))
 
 
 def read_tail(path: Path, lines: int) -> list[str]:
@@ -421,6 +406,19 @@ def _observed(session: SessionRecord, info: SessionInfo | None, now: float) -> S
         running_at=session.running_at or (now if info.phase == "running" else None),
         ended_at=session.ended_at or (now if info.phase == "ended" else None),
     )
+
+
+def _usage(record: Record) -> Usage:
+    """What the sessions that left the record have used, in hours."""
+    return Usage(record.core_s / 3600, record.gib_s / 3600, record.gpu_s / 3600)
+
+
+def _with_usage_until_now(record: Record) -> Record:
+    """The record with what the sessions in it have used so far added."""
+    now = time.time()
+    for session in record.sessions:
+        record = _with_usage_of(record, replace(session, ended_at=session.ended_at or now))
+    return record
 
 
 def _with_usage_of(record: Record, session: SessionRecord) -> Record:

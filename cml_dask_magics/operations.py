@@ -21,7 +21,7 @@ from cml_dask_magics.liveness import liveness
 from cml_dask_magics.registry import NameTakenError, Registry, session_logs
 from cml_dask_magics.sessions import PlatformError
 from cml_dask_magics.snapshot import snapshot
-from cml_dask_magics.status import ClusterStatus
+from cml_dask_magics.status import ClusterState, ClusterStatus
 
 _held: dict[str, CMLCluster] = {}
 _clients: dict[str, Client] = {}
@@ -193,25 +193,25 @@ def _status(registry: Registry, name: str) -> ClusterStatus | None:
         fleet = open_fleet(registry, name)
         if fleet is None:
             return None
-        if liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S) != "answers":
-            return _status_without_scheduler(fleet)
+        alive = liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S)
+        if alive != "answers":
+            return _status_without_scheduler(fleet, starting=alive == "starting")
         try:
             cluster = _held[name] = CMLCluster.from_name(name, shutdown_on_close=True)
         except RuntimeError:
-            return _status_without_scheduler(fleet)
+            return _status_without_scheduler(fleet, starting=False)
     status: ClusterStatus = cluster.status()
     return status
 
 
-def _status_without_scheduler(fleet: Fleet) -> ClusterStatus:
+def _status_without_scheduler(fleet: Fleet, starting: bool) -> ClusterStatus:
     try:
         listing = fleet.pool.listing()
         fleet.observe({session.id: listing[session.id] for session in fleet.record.sessions if session.id in listing})
     except PlatformError as error:
         fleet.log(str(error))
-    starting = liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S) == "starting"
-    state = "stopping" if fleet.record.state == "stopping" else "starting" if starting else "lost"
-    return snapshot(fleet, state, {})  # type: ignore[arg-type]
+    state: ClusterState = "stopping" if fleet.record.state == "stopping" else "starting" if starting else "lost"
+    return snapshot(fleet, state, {})
 
 
 def logs(state_directory: Path, name: str, session: str | None = None, lines: int = 200) -> dict[str, list[str]]:

@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from cml_dask_magics.commands import LOG_SUFFIX
 from cml_dask_magics.records import NAME, Owner, Record, SessionRecord, record_from_json, record_to_json
 
 _KEPT_RUNS = 10
 _KEPT_STARTS = 10
-_LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)\.log")
+_LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)" + re.escape(LOG_SUFFIX))
 
 
 class NameTakenError(RuntimeError):
