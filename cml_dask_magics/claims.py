@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
 import time
 from pathlib import Path
 
 from cml_dask_magics.commands import SCHEDULER_FILE
 from cml_dask_magics.config import Settings, make_settings, settings_from_json, settings_to_json
 from cml_dask_magics.fleet import Fleet
-from cml_dask_magics.liveness import liveness
-from cml_dask_magics.records import Owner, Record
+from cml_dask_magics.liveness import liveness, this_kernel
+from cml_dask_magics.records import Record
 from cml_dask_magics.registry import NameTakenError, Registry, write_private
 from cml_dask_magics.security import write_certificates
 from cml_dask_magics.sessions import SessionPool
-from cml_dask_magics.workers_api import LOCAL_SESSIONS_FOLDER, Platform, check_dashboard_port, find_platform
+from cml_dask_magics.workers_api import Platform, check_dashboard_port, find_platform
 
 ANSWER_TIMEOUT_S = 3.0
 _pools: dict[tuple[str, Path], SessionPool] = {}
@@ -48,7 +46,7 @@ def claim(settings: Settings) -> Fleet:
         token=secrets.token_hex(4),
         backend=platform.backend,
         created_at=time.time(),
-        owner=Owner(platform.session, socket.gethostname(), os.getpid()),
+        owner=this_kernel(platform.session),
         settings=settings_to_json(settings),
         requested=settings.n_workers,
         adapt=settings.adapt,
@@ -76,7 +74,7 @@ def open_fleet(registry: Registry, name: str) -> Fleet | None:
     record = registry.read(name)
     if record is None:
         return None
-    platform = find_platform(registry.directory, local=record.backend == "local" or _is_local(registry, record))
+    platform = find_platform(registry.directory, local=record.backend == "local")
     if record.backend not in ("", platform.backend):
         raise RuntimeError(
             f"cluster {name!r} was launched on {record.backend}, which this kernel cannot reach; "
@@ -87,12 +85,6 @@ def open_fleet(registry: Registry, name: str) -> Fleet | None:
     except TypeError:  # a record that had to be salvaged, or one of another release
         settings = make_settings(name=name)
     return Fleet(registry, _pool(platform, registry), record, settings)
-
-
-def _is_local(registry: Registry, record: Record) -> bool:
-    """Whether the sessions of a record that had to be salvaged are processes of this machine."""
-    folder = registry.directory / LOCAL_SESSIONS_FOLDER
-    return record.backend == "" and any((folder / f"{session.id}.json").exists() for session in record.sessions)
 
 
 def _pool(platform: Platform, registry: Registry) -> SessionPool:

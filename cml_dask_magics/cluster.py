@@ -18,12 +18,13 @@ from tornado.ioloop import IOLoop
 
 from cml_dask_magics.claims import ANSWER_TIMEOUT_S, claim, open_fleet
 from cml_dask_magics.config import Settings, make_settings
-from cml_dask_magics.connected import LOST_AFTER_S, StatusCallback
+from cml_dask_magics.connected import LOST_AFTER_S
 from cml_dask_magics.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet import Ended, Fleet, StillUpError
 from cml_dask_magics.liveness import liveness, scheduler_address
 from cml_dask_magics.registry import Registry
 from cml_dask_magics.starting import TICK_S, StartingCluster, ready_in_part
+from cml_dask_magics.watching import StatusCallback
 
 
 class CMLCluster(StartingCluster):
@@ -165,10 +166,10 @@ class CMLCluster(StartingCluster):
         self._launches = launches
         self._background: asyncio.Task[None] | None = None
         self._ended: Ended | None = None
-        self.shutdown_on_close = shutdown_on_close
         self._fleet = fleet
         try:
             super().__init__(fleet, asynchronous, loop, on_status)
+            self.shutdown_on_close = shutdown_on_close
             if not asynchronous:
                 self._loop_runner.start()
                 self.sync(self._begin)
@@ -226,16 +227,14 @@ class CMLCluster(StartingCluster):
         address = scheduler_address(fleet.record, fleet.folder)
         assert address is not None
         try:
-            await asyncio.wait_for(self._connect(address), LOST_AFTER_S)
+            await asyncio.wait_for(self._connect_to(address), LOST_AFTER_S)
         except (OSError, TimeoutError, asyncio.TimeoutError) as error:
             raise RuntimeError(
                 f"the scheduler of cluster {self.name!r} does not answer at {address} ({error or 'timed out'}); "
                 f"%dask_down {self.name} clears what is left, %dask_up --name {self.name} then starts it anew"
             ) from error
         fleet.watch()
-        if fleet.record.adapt:
-            low, high = fleet.record.adapt
-            self.adapt(minimum=low, maximum=high)
+        self._mirror_adapting()
 
     def _undo(self, error: BaseException) -> None:
         """Stop what this start launched, and let go of Dask."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from cml_dask_magics.config import Settings
 
 SCHEDULER_FILE = "scheduler.json"
+SCHEDULER_SESSION_FILE = "scheduler.session"
 LOG_SUFFIX = ".log"
 _GIB = 2**30
 
@@ -41,8 +42,10 @@ def scheduler_line(settings: Settings, port: int) -> str:
     port : int
         The scheduler's port; 0 for any free one.
     """
+    # Which session it is must be known even where the cluster's record is lost.
+    note = f'printf %s "$CDSW_ENGINE_ID" >"$CML_DASK_FOLDER/{SCHEDULER_SESSION_FILE}"; '
     dashboard = str(settings.dashboard_port) if settings.dashboard_port else "$CDSW_READONLY_PORT"
-    line = f'{_PRELUDE}{_PYTHON}scheduler{_COMMON} --port {port} --dashboard-address "127.0.0.1:{dashboard}"'
+    line = f'{_PRELUDE}{note}{_PYTHON}scheduler{_COMMON} --port {port} --dashboard-address "127.0.0.1:{dashboard}"'
     if settings.idle_timeout_s is not None:
         line += f" --idle-timeout {settings.idle_timeout_s:.3f}s"
     return line + (_TLS if settings.tls else _TCP)

@@ -11,7 +11,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from cml_dask_magics.commands import SCHEDULER_FILE
-from cml_dask_magics.records import Record
+from cml_dask_magics.records import Owner, Record
 
 Liveness = Literal["answers", "starting", "silent"]
 # How long after its start's deadline a cluster that has not come up may still be in somebody's hands.
@@ -35,7 +35,7 @@ def liveness(record: Record, run_folder: Path, timeout_s: float) -> Liveness:
         ``starting``: its kernel is still at it. ``silent``: nobody listens where the scheduler was, the kernel that was
         starting it is gone, or somebody has begun to stop it.
     """
-    if record.state == "stopping":
+    if record.state in ("stopping", "lost"):
         return "silent"
     address = scheduler_address(record, run_folder)
     if address is not None:
@@ -66,8 +66,18 @@ def scheduler_address(record: Record, run_folder: Path) -> str | None:
     return address if isinstance(address, str) and address else None
 
 
+def kernel_may_live(kernel: Owner) -> bool:
+    """Whether a kernel may still be there: one in another session cannot be looked at."""
+    return kernel.hostname != socket.gethostname() or _process_lives(kernel.pid)
+
+
+def this_kernel(session: str) -> Owner:
+    """The kernel that asks, in the session of that id."""
+    return Owner(session, socket.gethostname(), os.getpid())
+
+
 def _owner_may_live(record: Record) -> bool:
-    if record.owner.hostname == socket.gethostname() and not _process_lives(record.owner.pid):
+    if not kernel_may_live(record.owner):
         return False
     # A kernel of another session cannot be looked at, and a process id comes round again: in the end time tells.
     timeout_s = record.settings.get("timeout_s")

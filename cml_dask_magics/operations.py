@@ -15,13 +15,14 @@ from distributed import Client
 from cml_dask_magics.claims import ANSWER_TIMEOUT_S, open_fleet
 from cml_dask_magics.cluster import CMLCluster
 from cml_dask_magics.config import Settings
-from cml_dask_magics.connected import StatusCallback
-from cml_dask_magics.fleet import Ended, Fleet, read_tail
+from cml_dask_magics.fleet import Ended, Fleet
 from cml_dask_magics.liveness import liveness
-from cml_dask_magics.registry import NameTakenError, Registry, session_logs
+from cml_dask_magics.registry import NameTakenError, Registry
+from cml_dask_magics.runs import read_tail, session_logs
 from cml_dask_magics.sessions import PlatformError
 from cml_dask_magics.snapshot import snapshot
 from cml_dask_magics.status import ClusterState, ClusterStatus
+from cml_dask_magics.watching import StatusCallback
 
 _held: dict[str, CMLCluster] = {}
 _clients: dict[str, Client] = {}

@@ -17,15 +17,16 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _KEPT_EVENTS = 50
 
 Role = Literal["scheduler", "worker"]
-RecordState = Literal["starting", "running", "stopping"]
+RecordState = Literal["starting", "running", "stopping", "lost"]
 
 
 @dataclass(frozen=True)
 class SessionRecord:
     """A session that was launched for a cluster.
 
-    Times are seconds since the epoch; `running_at` and `ended_at` are what this package saw first.
-    `launched_from` is the id of the session that launched it: only that one sees it in its listing.
+    Times are seconds since the epoch; `running_at`, `connected_at` (its Dask process) and `ended_at` are what this
+    package saw first. `launched_from` is the id of the session that launched it: only that one sees it in its listing.
+    `automatic` says that nobody asked for it by hand, `stopping` that it was, or is about to be, told to stop.
     """
 
     id: str
@@ -36,18 +37,47 @@ class SessionRecord:
     launched_at: float
     launched_from: str = ""
     running_at: float | None = None
+    connected_at: float | None = None
     ended_at: float | None = None
     ip_address: str | None = None
     app_url: str | None = None
+    automatic: bool = False
+    stopping: bool = False
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who started the cluster: session id (empty outside CML), host name, process id of the kernel."""
+    """A kernel: session id (empty outside CML), host name, process id."""
 
     session: str
     hostname: str
     pid: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch call that is not accounted for: sessions may exist that nobody has an id for.
+
+    Parameters
+    ----------
+    id : str
+        Tells this call from others.
+    n : int
+        How many sessions it asks for.
+    at : float
+        When it began, in seconds since the epoch.
+    owner : Owner
+        The kernel that makes it.
+    answered : bool
+        Whether the call is over, and its answer did not account for every session.
+    """
+
+    id: str
+    role: Role
+    n: int
+    at: float
+    owner: Owner
+    answered: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,11 +88,13 @@ class Record:
     ----------
     token : str
         Names this start of the cluster; part of the run folder's name.
-    launching : tuple of str
-        Launch calls that began and have not been accounted for, a note each. While there are any, sessions
-        may exist whose ids are not in `sessions`: their log files in the run folder tell them.
+    launching : tuple of Launch
+        While there are any, sessions may exist whose ids are not in `sessions`: their log files in the run folder
+        tell them.
     settings : dict
         The cluster's settings as plain JSON values, for a later kernel to scale it alike.
+    failed_replacements : int
+        How many sessions in a row that were launched without being asked for ended before their worker connected.
     core_s, gib_s, gpu_s : float
         Core-seconds, GiB-seconds and GPU-seconds of sessions that ended and left `sessions`.
     events : tuple of (float, str)
@@ -80,7 +112,8 @@ class Record:
     adapt: tuple[int, int] | None = None
     scheduler_address: str | None = None
     sessions: tuple[SessionRecord, ...] = ()
-    launching: tuple[str, ...] = ()
+    launching: tuple[Launch, ...] = ()
+    failed_replacements: int = 0
     core_s: float = 0.0
     gib_s: float = 0.0
     gpu_s: float = 0.0
@@ -108,16 +141,17 @@ def record_from_json(text: str) -> Record:
             raise ValueError(f"version {data.get('version')!r}, this package reads {RECORD_VERSION}")
         data["owner"] = Owner(**data["owner"])
         data["sessions"] = tuple(SessionRecord(**session) for session in data["sessions"])
-        data["launching"] = tuple(data["launching"])
+        data["launching"] = tuple(_launch(launch) for launch in data["launching"])
         data["events"] = tuple((float(at), message) for at, message in data["events"])
         data["adapt"] = (data["adapt"][0], data["adapt"][1]) if data["adapt"] else None
         record = Record(**data)
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
         raise ValueError(f"a field is missing or of the wrong kind: {error}") from None
-    parts: list[Record | Owner | SessionRecord] = [record, record.owner, *record.sessions]
+    parts: list[_Part] = [record, record.owner, *record.sessions, *record.launching]
+    parts += [launch.owner for launch in record.launching]
     for part in parts:
         _check_kinds(part)
-    if not all(isinstance(text, str) for text in (*record.launching, *(message for _, message in record.events))):
+    if not all(isinstance(message, str) for _, message in record.events):
         raise ValueError("a text that is none")
     if not all(session.id for session in record.sessions):
         raise ValueError("a session without an id")
@@ -128,10 +162,16 @@ def record_from_json(text: str) -> Record:
     return record
 
 
+def _launch(data: dict[str, Any]) -> Launch:
+    return Launch(**{**data, "owner": Owner(**data["owner"])})
+
+
+_Part = Record | Owner | SessionRecord | Launch
 _KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
     "float": (int, float),
+    "bool": (bool,),
     "dict[str, Any]": (dict,),
     "Role": (str,),
     "RecordState": (str,),
@@ -139,14 +179,14 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _WORDS = {"Role": get_args(Role), "RecordState": get_args(RecordState)}
 
 
-def _check_kinds(part: Record | Owner | SessionRecord) -> None:
+def _check_kinds(part: _Part) -> None:
     """Look at the plain fields of a part: JSON may hold anything, and the rest of the package relies on them."""
     for field in fields(part):
         kind, _, optional = str(field.type).partition(" | ")
         value = getattr(part, field.name)
         if kind not in _KINDS or (value is None and optional == "None"):
             continue
-        wrong = not isinstance(value, _KINDS[kind]) or isinstance(value, bool)
+        wrong = not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "bool")
         if wrong or (isinstance(value, float) and not math.isfinite(value)) or value not in _WORDS.get(kind, (value,)):
             raise ValueError(f"{field.name} is {value!r}")
 

@@ -10,22 +10,20 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import secrets
 import shutil
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from cml_dask_magics.commands import LOG_SUFFIX
-from cml_dask_magics.records import NAME, Owner, Record, SessionRecord, record_from_json, record_to_json
+from cml_dask_magics.commands import SCHEDULER_FILE
+from cml_dask_magics.records import NAME, Record, record_from_json, record_to_json
+from cml_dask_magics.runs import CLAIM_FILE, LOGS, close_run, salvaged_record, session_logs
 
 _KEPT_RUNS = 10
 _KEPT_STARTS = 10
-_LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)" + re.escape(LOG_SUFFIX))
 
 
 class NameTakenError(RuntimeError):
@@ -61,13 +59,14 @@ class Registry:
         self._locked: set[str] = set()
 
     def names(self) -> list[str]:
-        """Names of the clusters that have a record, sorted."""
+        """Names of the clusters that have a record, or whose sessions may run though it was deleted; sorted."""
         try:
-            return sorted(entry.name for entry in os.scandir(self.directory / "clusters") if NAME.fullmatch(entry.name))
+            on_record = {entry.name for entry in os.scandir(self.directory / "clusters") if NAME.fullmatch(entry.name)}
         except FileNotFoundError:
-            return []
+            on_record = set()
         except OSError as error:
             raise self._unusable(error) from error
+        return sorted(on_record | {self._run_of(run) for run in self._open_runs("*")})
 
     def run_folder(self, record: Record) -> Path:
         """The folder that the sessions of this start share."""
@@ -76,32 +75,44 @@ class Registry:
     def latest_log_folder(self, name: str) -> Path | None:
         """Where the sessions of the newest start of a cluster, running or ended, print to."""
         folders = [
-            folder for folder in self.directory.glob(f"runs/{name}-*/logs") if self._run_of(folder.parent) == name
+            folder for folder in self.directory.glob(f"runs/{name}-*/{LOGS}") if self._run_of(folder.parent) == name
         ]
         return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
 
-    def read(self, name: str) -> Record | None:
+    def read(self, name: str, known: Record | None = None) -> Record | None:
         """The record of a cluster, or None.
 
-        A broken record is moved to ``broken/``, and one that holds what can still be known (the ids of the
-        sessions that printed something) takes its place, so that its sessions can be stopped.
+        A broken record is moved to ``broken/``; what takes its place, and that of one that somebody deleted, is
+        `known`, or else what the run folder tells: the settings and the ids of the sessions that printed something.
+        So its sessions can be found, used and stopped.
+
+        Parameters
+        ----------
+        name : str
+        known : Record, optional
+            The record as the caller last saw it.
         """
         path = self._record_path(name)
         try:
             return record_from_json(path.read_text())
         except (FileNotFoundError, NotADirectoryError):
-            return None
+            reason = "it was deleted"
+            if not self._open_runs(name):
+                return None
         except OSError as error:
             raise self._unusable(error) from error
         except ValueError as error:  # UnicodeDecodeError is one
-            reason = str(error)
-        with self._exclusive(name):
+            reason = f"it could not be read: {error}"
+        with self.exclusive(name):
             try:  # another kernel may have mended it meanwhile
                 return record_from_json(path.read_text())
+            except (FileNotFoundError, NotADirectoryError):
+                runs = self._open_runs(name)
+                return self._mend(name, reason, known, runs) if runs else None
             except ValueError:
-                return self._salvage(name, reason)
-            except OSError:
-                return None
+                return self._mend(name, reason, known, self._runs(name))
+            except OSError as error:
+                raise self._unusable(error) from error
 
     def claim(self, record: Record) -> Path:
         """Take a name for a new cluster, exclusively, with everything the record says.
@@ -125,10 +136,12 @@ class Registry:
         try:
             for parent in (self.directory, folder.parent, run.parent):
                 parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for new in (run, run / "logs", draft):
+            for new in (run, run / LOGS, draft):
                 new.mkdir(mode=0o700)
                 made.append(new)
             write_private(draft / "record.json", record_to_json(record))
+            # For whoever must go on without the record: one that is broken or deleted.
+            write_private(run / CLAIM_FILE, record_to_json(record))
             if folder.exists() and not self._record_path(record.name).exists():
                 folder.rename(stale)  # its record was deleted by hand; a claim always comes with one
                 shutil.rmtree(stale, ignore_errors=True)
@@ -142,8 +155,15 @@ class Registry:
             raise self._unusable(error) from error
         return run
 
-    def update(self, name: str, change: Callable[[Record], Record]) -> Record:
+    def update(self, name: str, change: Callable[[Record], Record], known: Record | None = None) -> Record:
         """Read, change and write one record, alone among all kernels that use this folder.
+
+        Parameters
+        ----------
+        name : str
+        change : callable
+        known : Record, optional
+            As for `read`.
 
         Raises
         ------
@@ -152,8 +172,8 @@ class Registry:
         RegistryError
             If it cannot be written; the record stays as it was.
         """
-        with self._exclusive(name):
-            record = self.read(name)
+        with self.exclusive(name):
+            record = self.read(name, known)
             if record is None:
                 raise GoneError(name)
             changed = change(record)
@@ -167,12 +187,13 @@ class Registry:
     def forget(self, record: Record) -> None:
         """Remove the record and the secrets of a cluster whose sessions have all ended; its logs are kept a while."""
         gone = self._hidden(record.name)
-        with self._exclusive(record.name), contextlib.suppress(FileNotFoundError):
+        # First this: a run folder that is open and has no record is one whose record was deleted.
+        close_run(self.run_folder(record))
+        with self.exclusive(record.name), contextlib.suppress(FileNotFoundError):
             current = self.read(record.name)
             if current is not None and current.token == record.token:  # and not one that was started since
                 self._record_path(record.name).parent.rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
-        self._close_run(self.run_folder(record))
         ended = [run for run in self.directory.glob("runs/*") if self._record_of(run) is None]
         for run in sorted(ended, key=lambda run: run.stat().st_mtime)[:-_KEPT_RUNS]:
             shutil.rmtree(run, ignore_errors=True)
@@ -198,13 +219,21 @@ class Registry:
 
     def logged_sessions(self, record: Record) -> set[str]:
         """Ids of the sessions that have started to print for this cluster: proof that they are its own."""
-        return set(session_logs(self.run_folder(record) / "logs"))
+        return set(session_logs(self.run_folder(record) / LOGS))
 
-    def _close_run(self, run: Path) -> None:
-        # Without scheduler.json a session that starts late ends at once (see commands).
-        for path in run.glob("*"):
-            if path.is_file():
-                path.unlink(missing_ok=True)
+    def folder(self, name: str) -> Path:
+        """Where a cluster's record lies."""
+        return self.directory / "clusters" / name
+
+    def _runs(self, name: str, file: str = "") -> list[Path]:
+        """Run folders of a cluster (of all, for ``*``) that hold a file of that name, the oldest first."""
+        found = self.directory.glob(f"runs/{name}-*/{file}")
+        runs = {path.parent if file else path for path in found}
+        return sorted((run for run in runs if name in ("*", self._run_of(run))), key=lambda run: run.stat().st_mtime)
+
+    def _open_runs(self, name: str) -> list[Path]:
+        """Run folders that sessions may still start from."""
+        return self._runs(name, SCHEDULER_FILE)
 
     def _record_of(self, run: Path) -> Record | None:
         name = self._run_of(run)
@@ -219,10 +248,11 @@ class Registry:
         return self.directory / "clusters" / f".{name}.{secrets.token_hex(4)}"
 
     def _record_path(self, name: str) -> Path:
-        return self.directory / "clusters" / name / "record.json"
+        return self.folder(name) / "record.json"
 
     @contextlib.contextmanager
-    def _exclusive(self, name: str) -> Iterator[None]:
+    def exclusive(self, name: str) -> Iterator[None]:
+        """Alone with what is on record of a cluster, among all threads and kernels that ask."""
         path = self._record_path(name).with_name("lock")
         with self._lock:
             if name in self._locked:  # by a caller further up: a second descriptor would wait for the first
@@ -242,34 +272,19 @@ class Registry:
                 self._locked.discard(name)
                 os.close(descriptor)
 
-    def _salvage(self, name: str, reason: str) -> Record:
+    def _mend(self, name: str, reason: str, known: Record | None, runs: list[Path]) -> Record:
+        """Put what is known in the place of a record that is broken or gone."""
         path = self._record_path(name)
-        runs = [run for run in self.directory.glob(f"runs/{name}-*") if self._run_of(run) == name]
-        run = max(runs, key=lambda run: run.stat().st_mtime, default=None)
-        backend = re.search(rb'"backend":\s*"(\w+)"', path.read_bytes())
-        now = time.time()
-        aside = self.directory / "broken" / f"{name}-{int(now)}-{secrets.token_hex(2)}.json"
-        record = Record(
-            name=name,
-            token=run.name.rpartition("-")[2] if run else secrets.token_hex(4),
-            backend=backend[1].decode() if backend else "",
-            created_at=now,
-            owner=Owner("", "", 0),
-            settings={},
-            requested=0,
-            state="stopping",
-            launching=("whatever the broken record knew of",),
-        )
-        sessions = tuple(
-            SessionRecord(id=session, role="worker", cpu=0, memory_gib=0, gpu=0, launched_at=now)
-            for session in sorted(self.logged_sessions(record))
-        )
-        record = replace(record, sessions=sessions)
-        record = record.with_event(f"the record could not be read ({reason}); it is kept as {aside}")
+        aside = self.directory / "broken" / f"{name}-{int(time.time())}-{secrets.token_hex(2)}.json"
+        record = known or salvaged_record(name, runs[-1] if runs else None)
+        kept = f"; it is kept as {aside}" if path.exists() else ""
+        record = record.with_event(f"the record was mended ({reason}{kept})")
         # A disk that is full, or that cannot be written, keeps the broken one where it is: the next reader tries again.
         with contextlib.suppress(OSError):
-            aside.parent.mkdir(mode=0o700, exist_ok=True)
-            shutil.copy2(path, aside)
+            if kept:
+                aside.parent.mkdir(mode=0o700, exist_ok=True)
+                shutil.copy2(path, aside)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
             write_private(path, record_to_json(record))
         return record
 
@@ -278,15 +293,6 @@ class Registry:
             f"the state folder {self.directory} cannot be used: {error.strerror or error} ({error.filename}); "
             "make it writable or set state-directory in the configuration to another folder"
         )
-
-
-def session_logs(folder: Path) -> dict[str, Path]:
-    """What the sessions of a cluster printed: their files by session id. Other files that lie there are none."""
-    try:
-        matches = {entry.name: _LOG.fullmatch(entry.name) for entry in os.scandir(folder)}
-    except OSError:
-        return {}
-    return {match[1]: folder / name for name, match in sorted(matches.items()) if match is not None}
 
 
 def write_private(path: Path, text: str) -> None:

@@ -6,35 +6,19 @@ The middle of `CMLCluster`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
-import time
 from collections.abc import Collection, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any
 
-from distributed.deploy.adaptive import Adaptive
 from tornado.ioloop import IOLoop
 
 from cml_dask_magics.connected import ConnectedCluster
 from cml_dask_magics.fleet import Fleet
-from cml_dask_magics.registry import GoneError
+from cml_dask_magics.records import Record
+from cml_dask_magics.sessions import Launched
 from cml_dask_magics.snapshot import session_of
-
-_REFUSED_PAUSE_S = 60.0
-
-
-class SessionAdaptive(Adaptive):  # type: ignore[misc]
-    """Dask's adaptive scaling, which leaves the platform alone for a minute after it refused a session."""
-
-    _not_before = 0.0
-
-    async def scale_up(self, n: int) -> None:
-        """Bring the cluster up to `n` workers, or to as many as the platform grants."""
-        cluster: Any = self.cluster
-        if time.monotonic() >= self._not_before and not await cluster._grow(n, keep_what_came=True):
-            self._not_before = time.monotonic() + _REFUSED_PAUSE_S
 
 
 class ScalableCluster(ConnectedCluster):
@@ -48,16 +32,10 @@ class ScalableCluster(ConnectedCluster):
     @property
     def plan(self) -> set[str]:
         """Names of the workers that should exist: ids of their sessions."""
-        fleet = self._fleet
-        return {s.id for s in fleet.record.sessions if s.role == "worker" and fleet.state(s.id, True) == "running"}
+        return self._fleet.plan
 
     # What was asked of the platform is what is planned: a launch call answers with the ids.
     requested = plan
-
-    @property
-    def adapting(self) -> bool:
-        """Whether Dask scales the cluster."""
-        return self._adaptive is not None
 
     def scale(self, n: int) -> Any:
         """Bring the cluster to `n` workers; ends adaptive scaling.
@@ -84,51 +62,36 @@ class ScalableCluster(ConnectedCluster):
         """End the sessions of workers, by name; for Dask's `Adaptive`, which has retired them."""
 
         async def end() -> None:
-            await self._end_workers([session_of(worker) for worker in workers], retire=False)
+            await self._stop_sessions([session_of(worker) for worker in workers])
             await asyncio.to_thread(self._note_requested, len(self.plan), "Dask")
 
         return self._run(end())
 
-    def adapt(self, Adaptive: type[Adaptive] = SessionAdaptive, **kwargs: Any) -> Adaptive:  # noqa: N803 - Dask's name
-        """Let Dask scale the cluster by its load; see `distributed.deploy.Cluster.adapt`."""
-        adaptive = super().adapt(Adaptive, **kwargs)
-        adaptive.maximum = int(min(adaptive.maximum, self.settings.max_workers))
-        limits = (int(adaptive.minimum), int(adaptive.maximum))
-        with contextlib.suppress(GoneError):  # stopped meanwhile
-            self._fleet.update(lambda record: replace(record, adapt=limits))
-        return adaptive
-
     def _stop_adapting(self) -> None:
-        if self._adaptive is not None:
-            self._adaptive.stop()
-            self._adaptive = None
-        if self._fleet.record.adapt:
-            with contextlib.suppress(GoneError):
-                self._fleet.update(lambda record: replace(record, adapt=None))
+        """Called before somebody asks for a number of workers."""
+        raise NotImplementedError
 
     async def _scale_to(self, n: int) -> None:
         await (self._grow(n) if n >= len(self.plan) else self._shrink(n))
 
-    async def _grow(self, n: int, keep_what_came: bool = False) -> bool:
-        """Launch what is missing to `n` workers; False if the platform refused some and `keep_what_came`."""
-        by = "Dask" if keep_what_came else self._who
+    async def _grow(self, n: int) -> None:
+        """Launch what is missing to `n` workers, or nothing."""
         async with self._scaling:
-            missing = n - len(self.plan)
-            if missing <= 0:
-                await asyncio.to_thread(self._note_requested, n, by)
-                return True
-            launched = await asyncio.to_thread(self._fleet.launch, "worker", missing)
-            if not launched.refusals:
-                await asyncio.to_thread(self._note_requested, n, by)
-                return True
-            message = f"{len(launched.refusals)} of {missing} more sessions were refused: {launched.refusals[0]}"
-            doomed = list(launched.strays) + [info.id for info in launched.sessions if not keep_what_came]
-            await asyncio.to_thread(self._fleet.stop, doomed)
-            await asyncio.to_thread(self._fleet.log, message)
-            if not keep_what_came:
+            launched = await asyncio.to_thread(self._fleet.grow, n)
+            if launched.refusals:
+                came = [info.id for info in launched.sessions]
+                message = await self._tidy_refusal(launched, [*launched.strays, *came])
                 raise RuntimeError(f"cluster {self.name!r} stays at {len(self.plan)} workers: {message}")
-            await asyncio.to_thread(self._note_requested, len(self.plan), by)
-            return False
+            await asyncio.to_thread(self._note_requested, n, self._who)
+
+    async def _tidy_refusal(self, launched: Launched, doomed: Collection[str]) -> str:
+        """Stop what a launch call that was refused in part left behind; the platform's words."""
+        asked = len(launched.refusals) + len(launched.sessions)
+        message = f"{len(launched.refusals)} of {asked} more sessions were refused: {launched.refusals[0]}"
+        await asyncio.to_thread(self._fleet.stop, doomed)
+        if not any(message == event for _, event in self._fleet.record.events):  # once, if it goes on
+            await asyncio.to_thread(self._fleet.log, message)
+        return message
 
     async def _shrink(self, n: int) -> None:
         async with self._scaling:
@@ -140,22 +103,33 @@ class ScalableCluster(ConnectedCluster):
                 spare = await self.scheduler_comm.workers_to_close(n=surplus - len(victims), attribute="name")
                 victims += [session_of(name) for name in spare]
                 victims += sorted(self.plan - set(victims))[: surplus - len(victims)]
-            await self._end_workers(victims, retire=True, lose_data=n == 0)
-            await asyncio.to_thread(self._note_requested, n, self._who)
+            before = self._fleet.record.requested
+            await asyncio.to_thread(self._fleet.withdraw, victims, n)
+            try:
+                await self._retire(victims, lose_data=n == 0)
+            except BaseException:
+                await asyncio.to_thread(self._fleet.reinstate, victims, before)
+                raise
+            await self._stop_sessions(victims)
+            await asyncio.to_thread(self._note_scaled, n, self._who)
 
-    async def _end_workers(self, victims: Collection[str], retire: bool, lose_data: bool = False) -> None:
+    async def _retire(self, victims: Collection[str], lose_data: bool) -> None:
+        """Have Dask move the data off workers that are about to go."""
         workers = self.scheduler_info["workers"].values()
         connected = [worker["name"] for worker in workers if session_of(worker["name"]) in victims]
-        if retire and connected:
-            retired = await self.scheduler_comm.retire_workers(names=connected, remove=True, close_workers=True)
-            kept = set(connected) - {worker["name"] for worker in retired.values()}
-            if kept and not lose_data:
-                raise RuntimeError(
-                    f"cluster {self.name!r}: no other worker can take the data of {', '.join(map(str, sorted(kept)))}; "
-                    "they go on working"
-                )
-        await asyncio.to_thread(self._fleet.stop, list(victims))
-        await self._refresh()
+        if not connected:
+            return
+        retired = await self.scheduler_comm.retire_workers(names=connected, remove=True, close_workers=True)
+        kept = set(connected) - {worker["name"] for worker in retired.values()}
+        if kept and not lose_data:
+            raise RuntimeError(
+                f"cluster {self.name!r}: no other worker can take the data of {', '.join(map(str, sorted(kept)))}; "
+                "they go on working"
+            )
+
+    async def _stop_sessions(self, victims: Collection[str]) -> None:
+        await asyncio.to_thread(self._fleet.stop, victims)
+        await self._look()
 
     @property
     def _who(self) -> str:
@@ -163,9 +137,22 @@ class ScalableCluster(ConnectedCluster):
         return f"kernel {os.getpid()} on {socket.gethostname()}"
 
     def _note_requested(self, n: int, by: str) -> None:
+        """Write down how many workers are asked for, if that is news."""
         if n != self._fleet.record.requested:
-            event = f"scaled to {n} worker{'s' if n != 1 else ''} by {by}"
-            self._fleet.update(lambda record: replace(record, requested=n).with_event(event))
+            self._note_scaled(n, by)
+        elif by == self._who and self._fleet.record.failed_replacements:
+            self._fleet.update(lambda record: replace(record, failed_replacements=0))
+
+    def _note_scaled(self, n: int, by: str) -> None:
+        event = f"scaled to {n} worker{'s' if n != 1 else ''} by {by}"
+        # Who asks by hand wants to see it tried again, whatever failed before.
+        again = by == self._who
+
+        def change(record: Record) -> Record:
+            failed = 0 if again else record.failed_replacements
+            return replace(record, requested=n, failed_replacements=failed).with_event(event)
+
+        self._fleet.update(change)
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Do it now, or as a task where the caller runs on the loop: Dask's callers do not always await."""

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any, Literal
 
 from cml_dask_magics.workers_api import Platform
@@ -33,13 +34,14 @@ class PlatformError(RuntimeError):
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """One session as the platform shows it."""
+    """One session as the platform shows it; `created_at` in seconds since the epoch."""
 
     id: str
     phase: Phase
     status: str
     ip_address: str | None = None
     app_url: str | None = None
+    created_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,10 @@ class SessionPool:
 
         return unwatch
 
+    def look_now(self) -> None:
+        """Have the poller look at once, because something has happened."""
+        self._wake.set()
+
     def _poll(self) -> None:
         interval_s = _POLL_FIRST_S
         while True:
@@ -324,7 +330,17 @@ def _read_session(answer: Any) -> SessionInfo | None:
         status=status,
         ip_address=ip_address if known else None,
         app_url=app_url if isinstance(app_url, str) and app_url else None,
+        created_at=_seconds(answer.get("created_at")),
     )
+
+
+def _seconds(moment: Any) -> float | None:
+    """Seconds since the epoch of ``2026-01-31T12:00:00Z`` or the like; None for anything else."""
+    try:
+        at = datetime.fromisoformat(moment.replace("Z", "+00:00"))
+        return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp()
+    except (AttributeError, ValueError, OverflowError):
+        return None
 
 
 def _message(answer: Any) -> str:

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from cml_dask_magics import operations, render
 from cml_dask_magics.cluster import CMLCluster
-from cml_dask_magics.connected import StatusCallback
 from cml_dask_magics.fleet import Ended
 from cml_dask_magics.panel import Panel, PanelActions
 from cml_dask_magics.status import ClusterStatus
+from cml_dask_magics.watching import StatusCallback
 
 
 @dataclass

@@ -13,18 +13,18 @@ from typing import Any
 
 from tornado.ioloop import IOLoop
 
-from cml_dask_magics.connected import StatusCallback
+from cml_dask_magics.adaptive import AdaptiveCluster
 from cml_dask_magics.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet import Fleet
 from cml_dask_magics.liveness import scheduler_address
 from cml_dask_magics.records import Role
-from cml_dask_magics.scaling import ScalableCluster
+from cml_dask_magics.watching import StatusCallback
 
 TICK_S = 0.1
 _REPORT_S = 0.5
 
 
-class StartingCluster(ScalableCluster):
+class StartingCluster(AdaptiveCluster):
     """A cluster that can be brought up.
 
     Parameters
@@ -74,7 +74,7 @@ class StartingCluster(ScalableCluster):
             address = scheduler_address(fleet.record, fleet.folder)
             if address is not None:
                 try:
-                    await self._connect(address)
+                    await self._connect_to(address)
                     return
                 except (OSError, asyncio.TimeoutError):
                     # Its port is not open yet, or its session has just died: the next round tells.
@@ -101,7 +101,6 @@ class StartingCluster(ScalableCluster):
                     return
                 raise TimeoutError(f"no worker connected within {self.settings.timeout_s:g} s")
             await asyncio.sleep(TICK_S)
-            await self._refresh()
 
     def _raise_if_failed(self, launches: Collection[asyncio.Future[Any]], ids: Collection[str] | None = None) -> None:
         for launch in launches:
@@ -120,7 +119,7 @@ class StartingCluster(ScalableCluster):
 
     async def _report(self) -> None:
         if self._on_status is not None:
-            self._on_status(await self._status())
+            self._on_status(await self._snapshot())
 
 
 def ready_in_part(name: str, ready: int, wanted: int, timeout_s: float) -> str:

@@ -2,7 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import socket
+import subprocess
+import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -13,9 +17,10 @@ from cml_dask_magics import fleet as fleet_module
 from cml_dask_magics import sessions
 from cml_dask_magics.config import Settings
 from cml_dask_magics.failure import describe_failure
-from cml_dask_magics.fleet import Fleet, StillUpError, read_tail
-from cml_dask_magics.records import Owner, Record
-from cml_dask_magics.registry import Registry
+from cml_dask_magics.fleet import Fleet, StillUpError
+from cml_dask_magics.records import Launch, Owner, Record
+from cml_dask_magics.registry import Registry, write_private
+from cml_dask_magics.runs import read_tail
 from cml_dask_magics.sessions import SessionPool
 from cml_dask_magics.snapshot import snapshot
 from cml_dask_magics.workers_api import Platform
@@ -92,6 +97,12 @@ def cluster(make_fleet):
     return make_fleet()
 
 
+def dead_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
 def recorded(registry, name="default"):
     return {session.id for session in registry.read(name).sessions}
 
@@ -118,7 +129,91 @@ def test_a_kernel_that_dies_inside_the_launch_leaves_word_that_there_is_somethin
     workspace.on_launch = lambda _: seen.append(registry.read("default").launching)
     cluster.launch("worker", 2)
     assert len(seen[0]) == 1
-    assert "2 worker" in seen[0][0]
+    assert (seen[0][0].n, seen[0][0].role, seen[0][0].owner) == (2, "worker", cluster.kernel)
+    assert not seen[0][0].answered
+
+
+def test_two_kernels_that_see_the_same_worker_missing_launch_one(cluster, make_fleet, registry, workspace, ours):
+    other = make_fleet(again=True)
+    workspace.on_launch = lambda _: other.grow(1, automatic=True)
+    cluster.grow(1, automatic=True)
+    assert len(ours()) == 1 and recorded(registry) == set(ours())
+
+
+def test_a_launch_in_which_a_kernel_died_is_waited_for_no_longer(cluster, registry, ours):
+    dead = Owner(MINE, socket.gethostname(), dead_pid())
+    cluster.update(lambda record: replace(record, launching=(Launch("0", "worker", 2, time.time(), dead),)))
+    cluster.grow(2)
+    assert len(ours()) == 2
+
+
+def test_a_worker_that_is_withdrawn_is_no_loss_whoever_sees_it_end(cluster, make_fleet, workspace, registry):
+    cluster.launch("worker", 2)
+    first, second = sorted(recorded(registry))
+    cluster.withdraw([first], 1)
+    other = make_fleet(again=True)
+    workspace.set("stopped", first)
+    other.observe(other.pool.listing())
+    assert other.lost == {} and other.plan == {second}
+    assert registry.read("default").requested == 1
+    assert not any("ended" in message for _, message in registry.read("default").events)
+
+
+def test_replacements_that_never_connected_are_counted_until_one_does(cluster, workspace, registry):
+    for failed in (1, 2):
+        cluster.grow(1, automatic=True)
+        workspace.set("failed", *recorded(registry))
+        cluster.observe(cluster.pool.listing())
+        assert registry.read("default").failed_replacements == failed
+    cluster.grow(1, automatic=True)
+    cluster.note_connected(recorded(registry))
+    assert registry.read("default").failed_replacements == 0
+    workspace.set("failed", *recorded(registry))
+    cluster.observe(cluster.pool.listing())
+    assert registry.read("default").failed_replacements == 0, "it had connected"
+
+
+def test_what_a_broken_launch_created_is_adopted_once_it_shows_that_it_is_ours(cluster, workspace, registry, ours):
+    workspace.break_launch = 2, ConnectionResetError("reset")
+    cluster.launch("worker", 2)
+    first, second = ours()
+    log(cluster, first)
+    cluster.adopt([])
+    assert recorded(registry) == {first}
+    log(cluster, second)
+    workspace.set("failed", second)
+    cluster.adopt([])
+    assert recorded(registry) == {first}, "what has ended is not taken in"
+
+
+def test_what_a_kernel_launched_when_it_was_killed_is_stopped_though_it_starts_late(
+    cluster, make_fleet, workspace, ours
+):
+    class Killed(BaseException):
+        pass
+
+    def kill(_ids):
+        raise Killed
+
+    workspace.on_launch = kill
+    with pytest.raises(Killed):
+        cluster.launch("worker", 2)
+    workspace.on_launch = None
+    late = ours()
+    other = make_fleet(again=True)
+    threading.Timer(0.2, lambda: [log(other, session) for session in late]).start()
+    other.end()
+    assert len(late) == 2 and ours() == []
+
+
+def test_a_record_that_somebody_deletes_is_written_again_by_the_kernel_that_knows_it(cluster, registry):
+    write_private(cluster.folder / "scheduler.json", "")
+    cluster.launch("worker", 2)
+    before = cluster.record
+    shutil.rmtree(registry.folder("default"))
+    assert cluster.refresh()
+    assert recorded(registry) == {session.id for session in before.sessions}
+    assert "deleted" in registry.read("default").events[-1][1]
 
 
 def test_a_refused_session_that_was_created_all_the_same_is_on_record_and_stopped(cluster, registry, workspace, ours):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cml_dask_magics.records import Owner, Record, SessionRecord, record_from_json, record_to_json
+from cml_dask_magics.records import Launch, Owner, Record, SessionRecord, record_from_json, record_to_json
 from cml_dask_magics.registry import NameTakenError, Registry, RegistryError, write_private
 
 
@@ -87,7 +88,7 @@ def test_a_claim_made_twice_does_not_take_the_run_folder_away(registry):
 RACE = """
 import sys, time
 from pathlib import Path
-from cml_dask_magics.records import Owner, Record
+from cml_dask_magics.records import Launch, Owner, Record, SessionRecord, record_from_json, record_to_json
 from cml_dask_magics.registry import NameTakenError, Registry
 directory, me, start = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 registry = Registry(directory)
@@ -287,6 +288,34 @@ def test_a_full_disk_does_not_cost_the_record_that_was_to_be_mended(registry, fu
     assert registry.read("default") is not None
 
 
+def test_a_deleted_record_is_told_from_what_its_sessions_left(registry):
+    record = make_record(settings={"cpu": 2, "memory_gib": 4, "scheduler_cpu": 1}, requested=5)
+    run = registry.claim(record)
+    for name in ("a1", "b2", "c3"):
+        (run / "logs" / f"{name}.log").write_text("hello\n")
+    write_private(run / "scheduler.json", '{"address": "tls://127.0.0.1:1"}')
+    (run / "scheduler.session").write_text("b2")
+    shutil.rmtree(registry.folder("default"))
+    assert registry.names() == ["default"]
+    found = Registry(registry.directory).read("default")
+    assert {session.id: (session.role, session.cpu) for session in found.sessions} == {
+        "a1": ("worker", 2),
+        "b2": ("scheduler", 1),
+        "c3": ("worker", 2),
+    }
+    assert (found.state, found.requested, found.settings) == ("running", 2, record.settings)
+    assert found.launching and "deleted" in found.events[-1][1]
+    registry.forget(found)
+    assert registry.names() == [] and registry.read("default") is None
+
+
+def test_a_cluster_that_is_gone_does_not_come_back_from_its_run_folder(registry):
+    record = make_record()
+    write_private(registry.claim(record) / "scheduler.json", "{}")
+    registry.forget(record)
+    assert registry.read("default", known=record) is None and registry.names() == []
+
+
 @pytest.mark.parametrize("stray", [".nfs000000000123", ".ipynb_checkpoints", "a1.log~", ".log", "notes.txt"])
 def test_what_editors_and_file_systems_leave_beside_the_logs_is_no_session(registry, stray):
     record = make_record()
@@ -343,9 +372,16 @@ SESSIONS = st.builds(
     launched_at=FLOATS,
     launched_from=TEXT,
     running_at=st.none() | FLOATS,
+    connected_at=st.none() | FLOATS,
+    automatic=st.booleans(),
+    stopping=st.booleans(),
     ended_at=st.none() | FLOATS,
     ip_address=st.none() | TEXT,
     app_url=st.none() | TEXT,
+)
+OWNERS = st.builds(Owner, TEXT, TEXT, st.integers(0))
+LAUNCHES = st.builds(
+    Launch, TEXT, st.sampled_from(["scheduler", "worker"]), st.integers(0, 9), FLOATS, OWNERS, st.booleans()
 )
 RECORDS = st.builds(
     Record,
@@ -353,14 +389,15 @@ RECORDS = st.builds(
     token=st.from_regex(r"[0-9a-f]{8}", fullmatch=True),
     backend=TEXT,
     created_at=FLOATS,
-    owner=st.builds(Owner, TEXT, TEXT, st.integers(0)),
+    owner=OWNERS,
     settings=st.dictionaries(TEXT, st.none() | TEXT | st.integers()),
     requested=st.integers(0, 500),
-    state=st.sampled_from(["starting", "running", "stopping"]),
+    state=st.sampled_from(["starting", "running", "stopping", "lost"]),
     adapt=st.none() | st.tuples(st.integers(0, 9), st.integers(9, 99)),
     scheduler_address=st.none() | TEXT,
     sessions=st.lists(SESSIONS, max_size=3).map(tuple),
-    launching=st.lists(TEXT, max_size=2).map(tuple),
+    launching=st.lists(LAUNCHES, max_size=2).map(tuple),
+    failed_replacements=st.integers(0, 9),
     core_s=FLOATS,
     events=st.lists(st.tuples(FLOATS, TEXT), max_size=3).map(tuple),
 )

@@ -1,0 +1,86 @@
+"""Dask's adaptive scaling on sessions that cost money: one kernel's alone, and within what the platform bears."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from distributed.deploy.adaptive import Adaptive
+
+from cml_dask_magics.registry import GoneError
+from cml_dask_magics.snapshot import session_of
+from cml_dask_magics.steering import SteeringCluster
+
+
+class SessionAdaptive(Adaptive):  # type: ignore[misc]
+    """Dask's adaptive scaling, in the kernel that steers; it leaves the platform alone where that refuses sessions."""
+
+    cluster: Any
+
+    async def adapt(self) -> None:
+        """Look at the load, and scale by it."""
+        if self.cluster.steers:
+            await super().adapt()
+
+    async def scale_up(self, n: int) -> None:
+        """Bring the cluster up to `n` workers, or to as many as the platform grants."""
+        await self.cluster._follow_load_up(n)
+
+    async def scale_down(self, workers: Collection[Any]) -> None:
+        """Retire workers, then end their sessions."""
+        await self.cluster._withdraw(workers)
+        await super().scale_down(workers)
+
+
+class AdaptiveCluster(SteeringCluster):
+    """A cluster that Dask can scale by its load."""
+
+    @property
+    def adapting(self) -> bool:
+        """Whether Dask scales the cluster."""
+        return self._adaptive is not None
+
+    def adapt(self, Adaptive: type[Adaptive] = SessionAdaptive, **kwargs: Any) -> Adaptive:  # noqa: N803 - Dask's name
+        """Let Dask scale the cluster by its load; see `distributed.deploy.Cluster.adapt`."""
+        adaptive = self._start_adapting(Adaptive, **kwargs)
+        limits = (int(adaptive.minimum), int(adaptive.maximum))
+        with contextlib.suppress(GoneError):  # stopped meanwhile
+            self._fleet.update(lambda record: replace(record, adapt=limits, failed_replacements=0))
+        return adaptive
+
+    def _start_adapting(self, Adaptive: type[Adaptive], **kwargs: Any) -> Any:  # noqa: N803 - Dask's name
+        adaptive = super().adapt(Adaptive, **kwargs)
+        adaptive.maximum = int(min(adaptive.maximum, self.settings.max_workers))
+        return adaptive
+
+    def _stop_adapting(self) -> None:
+        self._drop_adaptive()
+        if self._fleet.record.adapt:
+            with contextlib.suppress(GoneError):
+                self._fleet.update(lambda record: replace(record, adapt=None))
+
+    def _drop_adaptive(self) -> None:
+        if self._adaptive is not None:
+            self._adaptive.stop()
+            self._adaptive = None
+
+    def _mirror_adapting(self) -> None:
+        limits, adaptive = self._fleet.record.adapt, self._adaptive
+        if limits is None:
+            self._drop_adaptive()
+        elif adaptive is None or limits != (adaptive.minimum, adaptive.maximum):
+            self._start_adapting(SessionAdaptive, minimum=limits[0], maximum=limits[1])
+
+    async def _follow_load_up(self, n: int) -> None:
+        if await self._may_launch():
+            async with self._scaling:
+                await self._launch_unasked(n)
+                await asyncio.to_thread(self._note_requested, len(self.plan), "Dask")
+
+    async def _withdraw(self, workers: Collection[Any]) -> None:
+        """Note that workers are about to be retired: their end is no loss."""
+        doomed = {session_of(worker) for worker in workers}
+        await asyncio.to_thread(self._fleet.withdraw, doomed, len(self.plan - doomed))

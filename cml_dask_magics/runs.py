@@ -1,0 +1,110 @@
+"""The folder that the sessions of one start of a cluster share: what it tells of them, and how it is closed.
+
+It is the only witness where a record is broken or deleted. Knows no registry.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from cml_dask_magics.commands import LOG_SUFFIX, SCHEDULER_FILE, SCHEDULER_SESSION_FILE
+from cml_dask_magics.records import Launch, Owner, Record, Role, SessionRecord, record_from_json
+
+CLAIM_FILE = "claim.json"
+LOGS = "logs"
+_LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)" + re.escape(LOG_SUFFIX))
+_TAIL_BYTES = 65536
+_NOBODY = Owner("", "", 0)
+
+
+def session_logs(folder: Path) -> dict[str, Path]:
+    """What the sessions of a cluster printed: their files by session id. Other files that lie there are none."""
+    try:
+        matches = {entry.name: _LOG.fullmatch(entry.name) for entry in os.scandir(folder)}
+    except OSError:
+        return {}
+    return {match[1]: folder / name for name, match in sorted(matches.items()) if match is not None}
+
+
+def read_tail(path: Path, lines: int) -> list[str]:
+    """The last lines of a file that may be long, binary or missing."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return []
+
+
+def scheduler_session(run: Path) -> str:
+    """The id of the session in which the scheduler runs; empty while it has not started."""
+    return _read_text(run / SCHEDULER_SESSION_FILE)
+
+
+def close_run(run: Path) -> None:
+    """Remove what sessions need to start, the secrets too; what they printed stays.
+
+    Without its scheduler file a session that starts late ends at once (see `commands`).
+    """
+    for path in run.glob("*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def salvaged_record(name: str, run: Path | None) -> Record:
+    """A record from a run folder alone: how the cluster was claimed, and which sessions printed something.
+
+    Parameters
+    ----------
+    name : str
+        The cluster.
+    run : Path or None
+        Its run folder; None if there is none, and so nothing to know.
+    """
+    if run is None:
+        return Record(name, secrets.token_hex(4), "", time.time(), _NOBODY, settings={}, requested=0, state="stopping")
+    try:
+        claimed = record_from_json((run / CLAIM_FILE).read_text())
+    except (OSError, ValueError):
+        token = run.name.rpartition("-")[2]
+        claimed = Record(name, token, "", time.time(), _NOBODY, settings={}, requested=0)
+    scheduler = scheduler_session(run)
+    sessions = tuple(
+        session_record(claimed, session, "scheduler" if session == scheduler else "worker")
+        for session in session_logs(run / LOGS)
+    )
+    unknown = Launch(secrets.token_hex(4), "worker", 0, claimed.created_at, _NOBODY, answered=True)
+    return replace(
+        claimed,
+        # Where nobody knows what it was made of, it can be stopped, but not used.
+        state="running" if claimed.settings and _read_text(run / SCHEDULER_FILE) else "stopping",
+        requested=sum(session.role == "worker" for session in sessions),
+        sessions=sessions,
+        launching=(unknown,),
+    )
+
+
+def session_record(record: Record, session: str, role: Role) -> SessionRecord:
+    """The record of a session that nobody has answered for, as the cluster's settings say that it must be."""
+    prefix = "scheduler_" if role == "scheduler" else ""
+    return SessionRecord(
+        id=session,
+        role=role,
+        cpu=record.settings.get(f"{prefix}cpu", 0),
+        memory_gib=record.settings.get(f"{prefix}memory_gib", 0),
+        gpu=0 if prefix else record.settings.get("gpu", 0),
+        launched_at=time.time(),
+        launched_from=record.owner.session,
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return ""

@@ -1,0 +1,217 @@
+"""What a cluster does by itself while a kernel holds it: lost workers are replaced, a lost cluster is ended.
+
+Of the kernels that hold it, one does so (see `lease`). Knows how to grow, not how to start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Collection
+from dataclasses import replace
+
+from tornado.ioloop import IOLoop, PeriodicCallback
+
+from cml_dask_magics.fleet import Fleet, StillUpError
+from cml_dask_magics.lease import Lease
+from cml_dask_magics.liveness import kernel_may_live
+from cml_dask_magics.records import Record
+from cml_dask_magics.registry import GoneError, RegistryError
+from cml_dask_magics.runs import scheduler_session
+from cml_dask_magics.scaling import ScalableCluster
+from cml_dask_magics.sessions import PlatformError
+
+logger = logging.getLogger(__name__)
+
+_STEER_S = 2.0
+_REFUSED_PAUSE_S = 60.0
+_NAMED_WORKERS = 3
+FAILED_REPLACEMENTS = 3
+# Where our listing cannot show a session, it is taken for dead only after so long: far longer than Dask itself needs to
+# notice that a connection is cut (30 s), and a worker that notices ends.
+_UNSEEN_GONE_S = 120.0
+_IDLE_WORDS = "closing after being idle"
+
+
+class SteeringCluster(ScalableCluster):
+    """A cluster that keeps as many workers as were asked for."""
+
+    def __init__(self, fleet: Fleet, asynchronous: bool, loop: IOLoop | None) -> None:
+        super().__init__(fleet, asynchronous, loop)
+        self.shutdown_on_close = False
+        self.steers = False
+        self._lease = Lease(fleet.registry, fleet.record.name, fleet.kernel)
+        self._not_before = 0.0
+        self._gone_since: dict[str, float] = {}
+        self._seen: set[str] | None = None
+        self._parting: asyncio.Task[None] | None = None
+        self.periodic_callbacks["steer"] = PeriodicCallback(self._steer, _STEER_S * 1000)
+
+    async def _steer(self) -> None:
+        """See what has happened to the cluster, and do what has to be done about it."""
+        try:
+            if not await asyncio.to_thread(self._fleet.refresh):
+                self._part(f"cluster {self.name!r} was stopped from another kernel")
+                return
+            self._mirror_adapting()
+            if self._fleet.record.state == "stopping":
+                return
+            self.steers = await asyncio.to_thread(self._lease.hold)
+            if self.steers:
+                await self._set_right()
+        except GoneError:  # the next round tells
+            pass
+        except (PlatformError, RegistryError, StillUpError, OSError, asyncio.TimeoutError) as error:
+            logger.warning("cluster %r: %s", self.name, error)
+
+    async def _set_right(self) -> None:
+        fleet = self._fleet
+        if fleet.record.state == "lost":
+            return
+        if fleet.record.state == "starting":
+            await self._take_over_start()
+            return
+        if self._scheduler_is_gone():
+            await self._end_lost()
+            return
+        if self.silent_s:  # nobody can tell what its workers do
+            return
+        connected = self.observed
+        await asyncio.to_thread(fleet.note_connected, connected)
+        await self._log_comings_and_goings(connected)
+        await asyncio.to_thread(fleet.adopt, connected)
+        await self._end_unseen(connected)
+        if fleet.record.adapt is None:
+            await self._heal()
+
+    async def _take_over_start(self) -> None:
+        """A cluster whose kernel died while it started, and that came up all the same."""
+        record = self._fleet.record
+        if record.owner != self._fleet.kernel and not kernel_may_live(record.owner):
+            event = "the kernel that started it is gone; this one takes over"
+            await asyncio.to_thread(
+                self._fleet.update, lambda record: replace(record, state="running").with_event(event)
+            )
+
+    # Workers
+
+    async def _heal(self) -> None:
+        """Launch a session for every worker that is missing, unless that has turned out to be of no use."""
+        fleet = self._fleet
+        requested, plan = fleet.record.requested, fleet.plan
+        if len(plan) > requested:  # sessions of a broken launch call that turned out to be ours
+            await self._shrink(requested)
+        elif len(plan) < requested and await self._may_launch():
+            async with self._scaling:
+                lost = [session.id for session in fleet.lost.values() if session.role == "worker"]
+                new = await self._launch_unasked(requested)
+                if new:
+                    for_whom = named(lost) if lost else f"the {len(new)} missing"
+                    await asyncio.to_thread(fleet.log, f"{named(new)} launched in place of {for_whom}")
+                    fleet.drop_lost(lost)
+
+    async def _may_launch(self) -> bool:
+        """Whether sessions may be launched that nobody asked for by hand."""
+        if time.monotonic() < self._not_before:
+            return False
+        record = self._fleet.record
+        if record.failed_replacements < FAILED_REPLACEMENTS:
+            return True
+        event = (
+            f"the last {FAILED_REPLACEMENTS} sessions that were launched in place of lost ones ended before their "
+            f"worker connected; no more are launched until %dask_up --name {self.name} or scaling asks for it"
+        )
+        if not any(message.startswith(event) for _, message in record.events):
+            await asyncio.to_thread(self._fleet.log, event + self._last_words())
+        return False
+
+    def _last_words(self) -> str:
+        """What the session that was lost last printed in the end."""
+        lost = list(self._fleet.lost)
+        lines = self._fleet.tail(lost[-1], 1) if lost else []
+        return f". The last of them, {lost[-1]}, printed: {lines[-1]}" if lines else ""
+
+    async def _launch_unasked(self, n: int) -> list[str]:
+        """Launch what is missing to `n` workers, keep what comes, and ask again later for what does not."""
+        launched = await asyncio.to_thread(self._fleet.grow, n, automatic=True)
+        if launched.refusals:
+            self._not_before = time.monotonic() + _REFUSED_PAUSE_S
+            await self._tidy_refusal(launched, launched.strays)
+        return [info.id for info in launched.sessions]
+
+    async def _end_unseen(self, connected: Collection[str]) -> None:
+        """Stop sessions whose worker has been gone for long, where no listing of ours would show their end."""
+        fleet = self._fleet
+        mine = fleet.pool.platform.session
+        gone = {
+            session.id
+            for session in fleet.record.sessions
+            if session.launched_from != mine and session.connected_at is not None and session.id in fleet.plan
+        } - set(connected)
+        now = time.monotonic()
+        self._gone_since = {session: self._gone_since.get(session, now) for session in gone}
+        over = [session for session, since in self._gone_since.items() if now - since > _UNSEEN_GONE_S]
+        if over:
+            await asyncio.to_thread(fleet.log, f"{named(over)} lost: no sign of life for {_UNSEEN_GONE_S:g} s")
+            await asyncio.to_thread(fleet.stop, over)
+
+    async def _log_comings_and_goings(self, now: set[str]) -> None:
+        """Put into the record which workers joined and left since the last look; the start tells its own story."""
+        before, self._seen = self._seen, now
+        if before is None:
+            return
+        for who, what in ((now - before, "joined"), (before - now, "left")):
+            if who:
+                await asyncio.to_thread(self._fleet.log, f"{named(who)} {what}")
+
+    # The scheduler
+
+    def _scheduler_is_gone(self) -> bool:
+        """Whether it is sure: a network cut that heals is no death."""
+        scheduler = self._scheduler_session()
+        if scheduler is None:
+            return True
+        return scheduler.launched_from != self._fleet.pool.platform.session and self.silent_s > _UNSEEN_GONE_S
+
+    async def _end_lost(self) -> None:
+        """End the sessions of a cluster whose scheduler is gone; the record keeps its settings for the next start."""
+        fleet = self._fleet
+        if any(_IDLE_WORDS in line for line in fleet.tail(scheduler_session(fleet.folder), 20)):
+            self.shutdown_on_close = True
+            self._part("nobody worked for as long as its idle timeout says")
+            return
+        event = f"the scheduler is gone; the sessions of its workers are ended. %dask_up --name {self.name} starts anew"
+        await asyncio.to_thread(fleet.update, lambda record: _lost(record).with_event(event))
+        await asyncio.to_thread(fleet.stop, [session.id for session in fleet.record.sessions])
+
+    def _part(self, why: str) -> None:
+        """Let go of the cluster, for a reason that the user did not give."""
+        if self._parting is None:
+            self.parting_words = why
+            self._parting = asyncio.ensure_future(self._close())
+            if not self.asynchronous:
+                # The loop's thread ends with it, and cannot be waited for from there.
+                self._parting.add_done_callback(
+                    lambda _: threading.Thread(target=self._loop_runner.stop, daemon=True).start()
+                )
+
+    def _mirror_adapting(self) -> None:
+        """Follow what the record says of adaptive scaling, whichever kernel wrote it."""
+        raise NotImplementedError
+
+    async def _let_go(self) -> None:
+        await asyncio.to_thread(self._lease.release)
+        await super()._let_go()
+
+
+def named(sessions: Collection[str]) -> str:
+    """Workers by the ids of their sessions, as long as they are few."""
+    if len(sessions) > _NAMED_WORKERS:
+        return f"{len(sessions)} workers"
+    return ("worker " if len(sessions) == 1 else "workers ") + ", ".join(sorted(sessions))
+
+
+def _lost(record: Record) -> Record:
+    return replace(record, state="lost")

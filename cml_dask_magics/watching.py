@@ -1,0 +1,182 @@
+"""What a cluster object hears from its scheduler: which workers there are, what they do, and whether it is still there.
+
+The lowest part of `CMLCluster`: it starts, shows and steers nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from distributed.core import Status, rpc
+from distributed.deploy.cluster import Cluster
+from distributed.utils import log_errors
+from tornado.ioloop import IOLoop
+
+from cml_dask_magics import feed
+from cml_dask_magics.snapshot import sample, session_of
+from cml_dask_magics.status import ClusterStatus, Sample
+
+SHOWN_INTERVAL_S = 1.0
+_UNSEEN_INTERVAL_S = 5.0
+_HISTORY_S = 300.0
+_RECONNECT_S = 1.0
+_ANSWER_TIMEOUT_S = 3.0
+
+StatusCallback = Callable[[ClusterStatus], None]
+
+
+class CallableStatus:
+    """What `CMLCluster.status` is: equal to Dask's `Status` for Dask, and a method for everybody else."""
+
+    def __init__(self, status: Status, snapshot: Callable[[], Any]) -> None:
+        self._status = status
+        self._snapshot = snapshot
+
+    def __call__(self) -> Any:
+        return self._snapshot()
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._status == (other._status if isinstance(other, CallableStatus) else other))
+
+    def __hash__(self) -> int:
+        return hash(self._status)
+
+    def __repr__(self) -> str:
+        return repr(self._status)
+
+    @property
+    def name(self) -> str:
+        """Dask's word for the state."""
+        return str(self._status.name)
+
+
+class WatchingCluster(Cluster):  # type: ignore[misc]
+    """A Dask cluster object that follows its scheduler over a connection that may break and be made again."""
+
+    scheduler_comm: Any
+    scheduler_info: Any
+    periodic_callbacks: dict[str, Any]
+    security: Any
+    _connection_args: Any
+    _adaptive: Any
+
+    def __init__(self, name: str, asynchronous: bool, loop: IOLoop | None) -> None:
+        self._dask_status = Status.created
+        self._heard_at: float | None = None
+        self._idle_s: float | None = None
+        self._history: deque[Sample] = deque(maxlen=int(_HISTORY_S / SHOWN_INTERVAL_S))
+        self._peak_memory_bytes = 0
+        self._interval_s = _UNSEEN_INTERVAL_S
+        self._listening: asyncio.Task[None] | None = None
+        super().__init__(asynchronous=asynchronous, loop=loop, quiet=True, name=name)
+
+    @property
+    def closed(self) -> bool:
+        """Whether this object has let go of its cluster."""
+        return bool(self._dask_status == Status.closed)
+
+    @property
+    def observed(self) -> set[str]:
+        """Ids of the sessions whose worker the scheduler knows; the workers are named after them."""
+        return {session_of(worker["name"]) for worker in self.scheduler_info["workers"].values()}
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most memory that the workers held together, as far as this object saw."""
+        return self._peak_memory_bytes
+
+    @property
+    def silent_s(self) -> float:
+        """For how many seconds longer than it should the scheduler has told nothing."""
+        if self._heard_at is None:
+            return 0.0
+        return max(0.0, time.monotonic() - self._heard_at - 2 * self._interval_s)
+
+    async def _connect(self, address: str, security: Any) -> None:
+        self.security = security
+        # Once: the files that it reads go when the cluster does, and that may be noticed late.
+        self._connection_args = security.get_connection_args("client")
+        self.scheduler_comm = rpc(address, connection_args=self._connection_args)
+        await super()._start()
+        self._heard_at = time.monotonic()
+        self._listening = asyncio.ensure_future(self._listen())
+
+    async def _disconnect(self) -> None:
+        if self.scheduler_comm is not None:
+            await self.scheduler_comm.close_rpc()
+            self.scheduler_comm = None
+
+    async def _let_go(self) -> None:
+        """End every connection to the scheduler; the cluster goes on."""
+        if self._listening is not None:
+            self._listening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._listening
+            self._listening = None
+        # The stream to a scheduler that was cut off ends when the network says so; closing must not wait for that.
+        if self._watch_worker_status_task is not None and self._watch_worker_status_comm is not None:
+            self._watch_worker_status_comm.abort()
+        await super()._close()
+
+    def _listen_often(self, often: bool) -> None:
+        """Have the scheduler tell its news every second while somebody looks, else just often enough to be sure."""
+        interval_s = SHOWN_INTERVAL_S if often else _UNSEEN_INTERVAL_S
+        if interval_s != self._interval_s and self._listening is not None:
+            self._interval_s = interval_s
+            self._listening.cancel()
+            self._listening = asyncio.ensure_future(self._listen())
+
+    async def _listen(self) -> None:
+        """Take in the scheduler's news, again and again where the connection breaks."""
+        while True:
+            news = feed.listen(self.scheduler_comm.address, self._connection_args, self._interval_s)
+            first = True
+            try:
+                async for each in news:
+                    self._take_in(each, everything=first)
+                    first = False
+            except (OSError, asyncio.TimeoutError):  # the scheduler is gone, or the network for a while
+                self._on_break()
+            finally:
+                await news.aclose()
+            await asyncio.sleep(_RECONNECT_S)
+
+    def _on_break(self) -> None:
+        """Called when the connection to the scheduler broke or could not be made again."""
+        raise NotImplementedError
+
+    async def _look(self) -> None:
+        """Ask the scheduler now."""
+        if self.scheduler_comm is None:
+            return
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            look = feed.look(self.scheduler_comm.address, self._connection_args)
+            news = await asyncio.wait_for(look, _ANSWER_TIMEOUT_S)
+            self._take_in(news, everything=True)
+
+    def _take_in(self, news: feed.News, everything: bool) -> None:
+        self._heard_at, self._idle_s = time.monotonic(), news.idle_s
+        workers = self.scheduler_info["workers"]
+        gone = workers.keys() - news.changed.keys() if everything else news.gone
+        for address in list(gone):
+            workers.pop(address, None)
+        for address, figures in news.changed.items():
+            # What Dask told of it stays: its tools read more than these figures.
+            workers[address] = {**workers.get(address, {}), **figures}
+        seen = sample(workers)
+        self._peak_memory_bytes = max(self._peak_memory_bytes, seen.memory_bytes)
+        if not self._history or (seen.at - self._history[-1].at).total_seconds() >= SHOWN_INTERVAL_S * 0.9:
+            self._history.append(seen)
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        # Dask's own stream and the feed tell of the same workers; whoever is second finds it done.
+        with log_errors():
+            if op == "add":
+                super()._update_worker_status(op, msg)
+            else:
+                self.scheduler_info["workers"].pop(msg, None)
