@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, Literal
 
 from cml_dask_magics.workers_api import Platform
@@ -335,10 +335,10 @@ def _read_session(answer: Any) -> SessionInfo | None:
 
 
 def _seconds(moment: Any) -> float | None:
-    """Seconds since the epoch of ``2026-01-31T12:00:00Z`` or the like; None for anything else."""
+    """Seconds since the epoch of ``2026-01-31T12:00:00Z`` or the like; None where it is anything less clear."""
     try:
         at = datetime.fromisoformat(moment.replace("Z", "+00:00"))
-        return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp()
+        return at.timestamp() if at.tzinfo else None
     except (AttributeError, ValueError, OverflowError):
         return None
 

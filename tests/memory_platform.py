@@ -30,6 +30,7 @@ class MemorySession:
     nvidia_gpu: int = 0
     env: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    created_at: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
     @property
     def over(self) -> bool:
@@ -244,7 +245,7 @@ class MemoryAPI:
             "app_url": f"https://{session.id}.ml-xxxx.example.site/",
             "cpu": session.cpu,
             "memory": session.memory,
-            "created_at": "2026-01-31T12:00:00Z",
+            "created_at": session.created_at,
         }
         if not launched:
             shown["ip_address"] = f"100.66.0.{session.number}" if session.status == "running" else "unknown"
