@@ -80,11 +80,15 @@ def open_fleet(registry: Registry, name: str) -> Fleet | None:
             f"cluster {name!r} was launched on {record.backend}, which this kernel cannot reach; "
             "look at it or stop it from a session of its project"
         )
+    return Fleet(registry, _pool(platform, registry), record, settings_of(record) or make_settings(name=name))
+
+
+def settings_of(record: Record) -> Settings | None:
+    """What a cluster was started with; None of a record that had to be salvaged, or is of another release."""
     try:
-        settings = settings_from_json(record.settings)
-    except TypeError:  # a record that had to be salvaged, or one of another release
-        settings = make_settings(name=name)
-    return Fleet(registry, _pool(platform, registry), record, settings)
+        return settings_from_json(record.settings)
+    except TypeError:
+        return None
 
 
 def _pool(platform: Platform, registry: Registry) -> SessionPool:

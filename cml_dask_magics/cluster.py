@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from distributed.core import Status
@@ -24,6 +23,7 @@ from cml_dask_magics.fleet import Ended, Fleet, StillUpError
 from cml_dask_magics.liveness import liveness, scheduler_address
 from cml_dask_magics.registry import Registry
 from cml_dask_magics.starting import TICK_S, StartingCluster, ready_in_part
+from cml_dask_magics.undo import finish
 from cml_dask_magics.watching import StatusCallback
 
 
@@ -239,7 +239,7 @@ class CMLCluster(StartingCluster):
     def _undo(self, error: BaseException) -> None:
         """Stop what this start launched, and let go of Dask."""
         try:
-            self._end_launched(error)
+            finish(lambda: self._end_launched(error))
         finally:
             with contextlib.suppress(Exception):
                 self.sync(self._detach, callback_timeout=10)
@@ -305,15 +305,20 @@ class CMLCluster(StartingCluster):
         try:
             self.sync(scale_and_wait)
         except BaseException as error:
-            self._fleet.settle()
-            new = self.plan - before
             try:
-                self._fleet.stop(new)
+                finish(lambda: self._undo_scaling(before, requested))
             except StillUpError as still_up:
                 raise StartFailedError(f"{error}\n{still_up}") from error
-            if new:
-                self._fleet.update(lambda record: replace(record, requested=requested))
             raise
+
+    def _undo_scaling(self, before: set[str], requested: int) -> None:
+        """Stop what was launched since the plan was `before`."""
+        self._fleet.settle()
+        new = self.plan - before
+        if new:
+            # First this, or they would be taken for missing.
+            self._fleet.withdraw(new, requested)
+            self._fleet.stop(new)
 
     # Closing
 

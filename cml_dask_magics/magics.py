@@ -113,11 +113,13 @@ class DaskMagics:
             if typed.logs is not None:
                 _print_logs(operations.logs(directory, settings.name, typed.logs or None))
                 return
-            statuses = operations.statuses(directory, typed.name)
+            statuses, problems = operations.statuses(directory, typed.name)
         except ValueError as error:
             raise UsageError(str(error)) from None
         except (RuntimeError, OSError) as error:
             raise _user_error(error) from None
+        for problem in problems:
+            print(problem, file=sys.stderr)
         if typed.name is not None and not statuses:
             there_are = operations.names(directory)
             known = f"there are: {', '.join(there_are)}" if there_are else "no cluster is running"
@@ -188,11 +190,16 @@ def notice() -> str:
         running: list[str] = []
         silent: list[str] = []
         for name in registry.names():
-            record = registry.read(name)
-            if record is None or (operations is not None and operations.is_held(name)):
+            if operations is not None and operations.is_held(name):
                 continue
-            answers = liveness(record, registry.run_folder(record), _NOTICE_TIMEOUT_S) != "silent"
-            (running if answers else silent).append(name)
+            try:
+                record = registry.read(name)
+            except RuntimeError:  # using it says why
+                silent.append(name)
+                continue
+            if record is not None:
+                answers = liveness(record, registry.run_folder(record), _NOTICE_TIMEOUT_S) != "silent"
+                (running if answers else silent).append(name)
     except (RuntimeError, ValueError, OSError) as error:
         return f"cml-dask-magics cannot tell whether clusters of yours are still running: {error}"
     parts = []
@@ -237,10 +244,16 @@ def _user_error(error: Exception) -> Exception:
 
 
 def _interrupted(settings: config.Settings) -> str:
-    from cml_dask_magics import operations
+    from cml_dask_magics.registry import Registry
 
     name = settings.name
-    if name in operations.names(settings.state_directory):
+    record = Registry(settings.state_directory).read(name)
+    if record is not None and record.state == "stopping":
+        return (
+            f"Interrupted: the sessions of cluster {name!r} are still being stopped, in the background. "
+            f"%dask_status {name} shows what is left, %dask_down {name} waits for it."
+        )
+    if record is not None:
         return f"Interrupted. Cluster {name!r} is on record: %dask_status {name} shows it, %dask_down {name} stops it."
     return "Interrupted: every session that this %dask_up launched has been stopped."
 

@@ -6,26 +6,30 @@ Knows the clusters that this kernel holds. Nothing here prints.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from distributed import Client
 
-from cml_dask_magics.claims import ANSWER_TIMEOUT_S, open_fleet
+from cml_dask_magics.claims import ANSWER_TIMEOUT_S, open_fleet, settings_of
 from cml_dask_magics.cluster import CMLCluster
 from cml_dask_magics.config import Settings
 from cml_dask_magics.fleet import Ended, Fleet
+from cml_dask_magics.lifecycle import cluster_state
 from cml_dask_magics.liveness import liveness
+from cml_dask_magics.records import Record
 from cml_dask_magics.registry import NameTakenError, Registry
 from cml_dask_magics.runs import read_tail, session_logs
 from cml_dask_magics.sessions import PlatformError
 from cml_dask_magics.snapshot import snapshot
-from cml_dask_magics.status import ClusterState, ClusterStatus
+from cml_dask_magics.status import ClusterStatus
+from cml_dask_magics.undo import finish
 from cml_dask_magics.watching import StatusCallback
 
 _held: dict[str, CMLCluster] = {}
 _clients: dict[str, Client] = {}
+_parting_words: dict[str, str] = {}
 _SIZES = ("cpu", "memory_gib", "gpu", "scheduler_cpu", "scheduler_memory_gib", "idle_timeout_s", "env", "tls")
 
 
@@ -69,8 +73,9 @@ def up(settings: Settings, given: frozenset[str], on_status: StatusCallback | No
         registry = Registry(settings.state_directory)
         fleet = open_fleet(registry, settings.name)
         if fleet is None or liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S) == "silent":
+            lost = fleet.record if fleet is not None else None
             try:
-                return _started(settings, on_status)
+                return _started(settings, given, lost, on_status)
             except NameTakenError:  # another kernel claimed the name at the same instant
                 pass
         cluster = CMLCluster.from_name(settings.name, shutdown_on_close=True)
@@ -79,10 +84,28 @@ def up(settings: Settings, given: frozenset[str], on_status: StatusCallback | No
     return _adjusted(cluster, settings, given, done, on_status)
 
 
-def _started(settings: Settings, on_status: StatusCallback | None) -> Up:
+def _started(settings: Settings, given: frozenset[str], lost: Record | None, on_status: StatusCallback | None) -> Up:
+    notes = [words] if (words := _parting_words.pop(settings.name, "")) else []
+    # What somebody began to stop was not lost.
+    if lost is not None and lost.state != "stopping" and (before := settings_of(lost)) is not None:
+        settings = _as_before(settings, given, replace(before, n_workers=lost.requested, adapt=lost.adapt))
+        notes.append(
+            f"cluster {settings.name!r} was lost; it was started anew with the settings that it had "
+            f"({settings.n_workers} workers of {settings.cpu:g} cores and {settings.memory_gib:g} GiB)"
+        )
     cluster = CMLCluster.from_settings(settings, on_status)
     _held[settings.name] = cluster
-    return Up(cluster, "starting" if settings.background else "started", (cluster.warning,) if cluster.warning else ())
+    if cluster.warning:
+        notes.append(cluster.warning)
+    return Up(cluster, "starting" if settings.background else "started", tuple(notes))
+
+
+def _as_before(settings: Settings, given: frozenset[str], before: Settings) -> Settings:
+    """The settings that a lost cluster had, but for what is given now."""
+    kept = {name: getattr(before, name) for name in ("n_workers", "adapt", *_SIZES, "dashboard_port", "local")}
+    if "n_workers" in given:
+        kept["adapt"] = None
+    return replace(settings, **{name: value for name, value in kept.items() if name not in given})
 
 
 def _adjusted(
@@ -96,15 +119,17 @@ def _adjusted(
             f"cluster {cluster.name!r} keeps the {', '.join(fixed)} that it was started with; "
             f"%dask_down {cluster.name} first to change that"
         )
+    # Without a number what was asked for stands, and so missing workers are tried again.
+    n = settings.n_workers if "n_workers" in given else len(cluster.plan) if cluster.adapting else cluster.wanted
     if settings.adapt and "adapt" in given:
         cluster.adapt(minimum=settings.adapt[0], maximum=settings.adapt[1])
         done += f", scaling between {settings.adapt[0]} and {settings.adapt[1]} workers"
-    elif "n_workers" in given and (settings.n_workers != len(cluster.plan) or cluster.adapting):
+    elif n != len(cluster.plan) or ("n_workers" in given and cluster.adapting):
         if settings.background:
-            cluster.scale(settings.n_workers)
+            cluster.scale(n)
         else:
-            cluster.scale_until_ready(settings.n_workers, settings.wait, settings.timeout_s, on_status)
-        done += f", scaled to {settings.n_workers} workers"
+            cluster.scale_until_ready(n, settings.wait, settings.timeout_s, on_status)
+        done += f", scaled to {n} workers"
     if cluster.warning:
         notes.append(cluster.warning)
     return Up(cluster, done, tuple(notes))
@@ -124,6 +149,8 @@ def held(name: str) -> CMLCluster | None:
     if cluster is None:
         return None
     if cluster.closed or cluster.status().state in ("lost", "stopping"):
+        if cluster.parting_words:
+            _parting_words[name] = cluster.parting_words
         _let_go(name)
         return None
     return cluster
@@ -176,16 +203,34 @@ def down(name: str, state_directory: Path) -> Ended | None:
             ended: Ended | None = cluster.shutdown()
             return ended
         fleet = open_fleet(Registry(state_directory), name)
-        return fleet.end() if fleet is not None else None
+        return finish(fleet.end) if fleet is not None else None
     finally:
         _held.pop(name, None)
 
 
-def statuses(state_directory: Path, name: str | None = None) -> list[ClusterStatus]:
-    """Snapshots of one cluster or of all on record; a cluster of another kernel's is attached to, for looking."""
-    wanted = names(state_directory) if name is None else [name]
-    found = (_status(Registry(state_directory), each) for each in wanted)
-    return [status for status in found if status is not None]
+def statuses(state_directory: Path, name: str | None = None) -> tuple[list[ClusterStatus], list[str]]:
+    """Snapshots of one cluster or of all on record; a cluster of another kernel's is attached to, for looking.
+
+    Returns
+    -------
+    list of ClusterStatus
+    list of str
+        What is wrong with those clusters that cannot be looked at: one does not keep the others from being seen.
+    """
+    found, problems = [], []
+    for each in [each for each in _held if name in (None, each)]:
+        if held(each) is None and (words := _parting_words.pop(each, "")):
+            problems.append(words)
+    for each in names(state_directory) if name is None else [name]:
+        try:
+            status = _status(Registry(state_directory), each)
+        except RuntimeError as error:
+            if name is not None:
+                raise
+            problems.append(str(error))
+        else:
+            found += [status] if status is not None else []
+    return found, problems
 
 
 def _status(registry: Registry, name: str) -> ClusterStatus | None:
@@ -211,8 +256,7 @@ def _status_without_scheduler(fleet: Fleet, starting: bool) -> ClusterStatus:
         fleet.observe({session.id: listing[session.id] for session in fleet.record.sessions if session.id in listing})
     except PlatformError as error:
         fleet.log(str(error))
-    state: ClusterState = "stopping" if fleet.record.state == "stopping" else "starting" if starting else "lost"
-    return snapshot(fleet, state, {})
+    return snapshot(fleet, cluster_state(fleet.record, 0, scheduler_lost=not starting), {})
 
 
 def logs(state_directory: Path, name: str, session: str | None = None, lines: int = 200) -> dict[str, list[str]]:

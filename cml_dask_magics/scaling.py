@@ -37,6 +37,11 @@ class ScalableCluster(ConnectedCluster):
     # What was asked of the platform is what is planned: a launch call answers with the ids.
     requested = plan
 
+    @property
+    def wanted(self) -> int:
+        """How many workers were asked for."""
+        return self._fleet.record.requested
+
     def scale(self, n: int) -> Any:
         """Bring the cluster to `n` workers; ends adaptive scaling.
 

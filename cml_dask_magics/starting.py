@@ -56,7 +56,8 @@ class StartingCluster(AdaptiveCluster):
             raise StartFailedError(describe_failure(fleet, self.observed, str(error))) from None
         finally:
             reporting.cancel()
-        ready = len(self.observed)
+        self._seen = self.observed  # who joins or leaves from now on is news
+        ready = len(self._seen)
         message = f"{ready} worker{'s' if ready != 1 else ''} ready in {time.monotonic() - began:.1f} s"
         if ready < wanted:
             message = self.warning = ready_in_part(self.name, ready, wanted, settings.timeout_s)

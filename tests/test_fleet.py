@@ -186,9 +186,7 @@ def test_what_a_broken_launch_created_is_adopted_once_it_shows_that_it_is_ours(c
     assert recorded(registry) == {first}, "what has ended is not taken in"
 
 
-def test_what_a_kernel_launched_as_it_was_killed_is_stopped_though_it_starts_late(
-    cluster, make_fleet, workspace, ours
-):
+def test_what_a_kernel_launched_as_it_was_killed_is_stopped_though_it_starts_late(cluster, make_fleet, workspace, ours):
     class Killed(BaseException):
         pass
 

@@ -123,7 +123,7 @@ def test_several_clusters_must_be_named_to_be_stopped(
         shell.run_line_magic("dask_down", "")
     with pytest.raises(UsageError, match="there are: one, two"):
         shell.run_line_magic("dask_status", "three")
-    assert [status.name for status in operations.statuses(state)] == ["one", "two"]
+    assert [status.name for status in operations.statuses(state)[0]] == ["one", "two"]
     shell.run_line_magic("dask_down", "one")
     assert operations.names(state) == ["two"]
     shell.run_line_magic("dask_down", "--all")
