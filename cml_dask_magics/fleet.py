@@ -16,7 +16,7 @@ from cml_dask_magics.liveness import answers
 from cml_dask_magics.records import Record
 from cml_dask_magics.registry import GoneError, RegistryError
 from cml_dask_magics.runs import scheduler_session, session_record
-from cml_dask_magics.sessions import PlatformError, SessionInfo
+from cml_dask_magics.sessions import Launched, PlatformError, SessionInfo
 from cml_dask_magics.status import Usage
 
 _SUSPECT_WAIT_S = 30.0
@@ -88,6 +88,15 @@ class Fleet(LaunchedFleet):
         self.observe(ended)
         if left:
             raise StillUpError(self._still_up(left))
+
+    def tidy_refusal(self, launched: Launched, doomed: Collection[str]) -> str:
+        """Stop what a launch call that was refused in part left behind; the platform's words."""
+        asked = len(launched.refusals) + len(launched.sessions)
+        message = f"{len(launched.refusals)} of {asked} more sessions were refused: {launched.refusals[0]}"
+        self.stop(doomed)
+        if not any(message == event for _, event in self._record.events):  # once, if it goes on
+            self.log(message)
+        return message
 
     def adopt(self, connected: Collection[str]) -> None:
         """Take sessions into the record that a broken launch call created, once they show that they are ours.

@@ -17,7 +17,6 @@ from tornado.ioloop import IOLoop
 from cml_dask_magics.connected import ConnectedCluster
 from cml_dask_magics.fleet import Fleet
 from cml_dask_magics.records import Record
-from cml_dask_magics.sessions import Launched
 from cml_dask_magics.snapshot import session_of
 
 
@@ -85,18 +84,9 @@ class ScalableCluster(ConnectedCluster):
             launched = await asyncio.to_thread(self._fleet.grow, n)
             if launched.refusals:
                 came = [info.id for info in launched.sessions]
-                message = await self._tidy_refusal(launched, [*launched.strays, *came])
+                message = await asyncio.to_thread(self._fleet.tidy_refusal, launched, [*launched.strays, *came])
                 raise RuntimeError(f"cluster {self.name!r} stays at {len(self.plan)} workers: {message}")
             await asyncio.to_thread(self._note_requested, n, self._who)
-
-    async def _tidy_refusal(self, launched: Launched, doomed: Collection[str]) -> str:
-        """Stop what a launch call that was refused in part left behind; the platform's words."""
-        asked = len(launched.refusals) + len(launched.sessions)
-        message = f"{len(launched.refusals)} of {asked} more sessions were refused: {launched.refusals[0]}"
-        await asyncio.to_thread(self._fleet.stop, doomed)
-        if not any(message == event for _, event in self._fleet.record.events):  # once, if it goes on
-            await asyncio.to_thread(self._fleet.log, message)
-        return message
 
     async def _shrink(self, n: int) -> None:
         async with self._scaling:

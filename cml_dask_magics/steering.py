@@ -15,24 +15,19 @@ from dataclasses import replace
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from cml_dask_magics.fleet import Fleet, StillUpError
+from cml_dask_magics.healing import Healer, named
 from cml_dask_magics.lease import Lease
 from cml_dask_magics.liveness import kernel_may_live
-from cml_dask_magics.records import Record
 from cml_dask_magics.registry import GoneError, RegistryError
-from cml_dask_magics.runs import scheduler_session
 from cml_dask_magics.scaling import ScalableCluster
 from cml_dask_magics.sessions import PlatformError
 
 logger = logging.getLogger(__name__)
 
 _STEER_S = 2.0
-_REFUSED_PAUSE_S = 60.0
-_NAMED_WORKERS = 3
-FAILED_REPLACEMENTS = 3
 # Where our listing cannot show a session, it is taken for dead only after so long: far longer than Dask itself needs to
 # notice that a connection is cut (30 s), and a worker that notices ends.
 _UNSEEN_GONE_S = 120.0
-_IDLE_WORDS = "closing after being idle"
 
 
 class SteeringCluster(ScalableCluster):
@@ -43,7 +38,7 @@ class SteeringCluster(ScalableCluster):
         self.shutdown_on_close = False
         self.steers = False
         self._lease = Lease(fleet.registry, fleet.record.name, fleet.kernel)
-        self._not_before = 0.0
+        self._healer = Healer(fleet)
         self._gone_since: dict[str, float] = {}
         self._seen: set[str] | None = None
         self._parting: asyncio.Task[None] | None = None
@@ -74,7 +69,11 @@ class SteeringCluster(ScalableCluster):
             await self._take_over_start()
             return
         if self._scheduler_is_gone():
-            await self._end_lost()
+            if await asyncio.to_thread(self._healer.ended_idle):
+                self.shutdown_on_close = True
+                self._part("nobody worked for as long as its idle timeout says")
+            else:
+                await asyncio.to_thread(self._healer.end_lost)
             return
         if self.silent_s:  # nobody can tell what its workers do
             return
@@ -83,8 +82,12 @@ class SteeringCluster(ScalableCluster):
         await self._log_comings_and_goings(connected)
         await asyncio.to_thread(fleet.adopt, connected)
         await self._end_unseen(connected)
-        if fleet.record.adapt is None:
-            await self._heal()
+        if fleet.record.adapt is not None:
+            return
+        if len(fleet.plan) > fleet.record.requested:  # sessions of a broken launch call that turned out to be ours
+            await self._shrink(fleet.record.requested)
+        else:
+            await asyncio.to_thread(self._healer.heal)
 
     async def _take_over_start(self) -> None:
         """A cluster whose kernel died while it started, and that came up all the same."""
@@ -96,50 +99,6 @@ class SteeringCluster(ScalableCluster):
             )
 
     # Workers
-
-    async def _heal(self) -> None:
-        """Launch a session for every worker that is missing, unless that has turned out to be of no use."""
-        fleet = self._fleet
-        requested, plan = fleet.record.requested, fleet.plan
-        if len(plan) > requested:  # sessions of a broken launch call that turned out to be ours
-            await self._shrink(requested)
-        elif len(plan) < requested and await self._may_launch():
-            async with self._scaling:
-                lost = [session.id for session in fleet.lost.values() if session.role == "worker"]
-                new = await self._launch_unasked(requested)
-                if new:
-                    for_whom = named(lost) if lost else f"the {len(new)} missing"
-                    await asyncio.to_thread(fleet.log, f"{named(new)} launched in place of {for_whom}")
-                    fleet.drop_lost(lost)
-
-    async def _may_launch(self) -> bool:
-        """Whether sessions may be launched that nobody asked for by hand."""
-        if time.monotonic() < self._not_before:
-            return False
-        record = self._fleet.record
-        if record.failed_replacements < FAILED_REPLACEMENTS:
-            return True
-        event = (
-            f"the last {FAILED_REPLACEMENTS} sessions that were launched in place of lost ones ended before their "
-            f"worker connected; no more are launched until %dask_up --name {self.name} or scaling asks for it"
-        )
-        if not any(message.startswith(event) for _, message in record.events):
-            await asyncio.to_thread(self._fleet.log, event + self._last_words())
-        return False
-
-    def _last_words(self) -> str:
-        """What the session that was lost last printed in the end."""
-        lost = list(self._fleet.lost)
-        lines = self._fleet.tail(lost[-1], 1) if lost else []
-        return f". The last of them, {lost[-1]}, printed: {lines[-1]}" if lines else ""
-
-    async def _launch_unasked(self, n: int) -> list[str]:
-        """Launch what is missing to `n` workers, keep what comes, and ask again later for what does not."""
-        launched = await asyncio.to_thread(self._fleet.grow, n, automatic=True)
-        if launched.refusals:
-            self._not_before = time.monotonic() + _REFUSED_PAUSE_S
-            await self._tidy_refusal(launched, launched.strays)
-        return [info.id for info in launched.sessions]
 
     async def _end_unseen(self, connected: Collection[str]) -> None:
         """Stop sessions whose worker has been gone for long, where no listing of ours would show their end."""
@@ -175,17 +134,6 @@ class SteeringCluster(ScalableCluster):
             return True
         return scheduler.launched_from != self._fleet.pool.platform.session and self.silent_s > _UNSEEN_GONE_S
 
-    async def _end_lost(self) -> None:
-        """End the sessions of a cluster whose scheduler is gone; the record keeps its settings for the next start."""
-        fleet = self._fleet
-        if any(_IDLE_WORDS in line for line in fleet.tail(scheduler_session(fleet.folder), 20)):
-            self.shutdown_on_close = True
-            self._part("nobody worked for as long as its idle timeout says")
-            return
-        event = f"the scheduler is gone; the sessions of its workers are ended. %dask_up --name {self.name} starts anew"
-        await asyncio.to_thread(fleet.update, lambda record: _lost(record).with_event(event))
-        await asyncio.to_thread(fleet.stop, [session.id for session in fleet.record.sessions])
-
     def _part(self, why: str) -> None:
         """Let go of the cluster, for a reason that the user did not give."""
         if self._parting is None:
@@ -204,14 +152,3 @@ class SteeringCluster(ScalableCluster):
     async def _let_go(self) -> None:
         await asyncio.to_thread(self._lease.release)
         await super()._let_go()
-
-
-def named(sessions: Collection[str]) -> str:
-    """Workers by the ids of their sessions, as long as they are few."""
-    if len(sessions) > _NAMED_WORKERS:
-        return f"{len(sessions)} workers"
-    return ("worker " if len(sessions) == 1 else "workers ") + ", ".join(sorted(sessions))
-
-
-def _lost(record: Record) -> Record:
-    return replace(record, state="lost")

@@ -15,6 +15,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from cml_dask_magics import CMLCluster, lease, operations, steering
+from cml_dask_magics.healing import FAILED_REPLACEMENTS
 from cml_dask_magics.local_sessions import LocalSessions
 from cml_dask_magics.registry import Registry
 from cml_dask_magics.runs import session_logs
@@ -89,7 +90,7 @@ def test_a_broken_environment_is_not_launched_into_for_ever(state: Path, monkeyp
         until(lambda: any("no more are launched" in event for event in events(cluster)))
         assert any("/no/such/python" in event for event in events(cluster)), "it says why"
         time.sleep(2)
-        assert len(set(session_logs(fleet.folder / "logs")) - before) == steering.FAILED_REPLACEMENTS
+        assert len(set(session_logs(fleet.folder / "logs")) - before) == FAILED_REPLACEMENTS
         assert cluster.status().state == "degraded" and len(running(state)) == 1
         # Once somebody asks by hand, and it works again, all is well.
         monkeypatch.setattr(fleet, "settings", healthy)
