@@ -37,13 +37,17 @@ KNOWN = {
 
 @dataclass
 class Fault:
-    """One fault that is switched on; it passes over `skip` chances, then strikes `times` times."""
+    """One fault that is switched on; it passes over `skip` chances, then strikes `times` times.
+
+    With the option `every` it strikes at every so manieth chance only.
+    """
 
     name: str
     times: int | None = None
     skip: int = 0
     sessions: list[str] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    chances: int = 0
 
 
 class Faults:
@@ -80,6 +84,9 @@ class Faults:
                     continue
                 if fault.skip > 0:
                     fault.skip -= 1
+                    continue
+                fault.chances += 1
+                if fault.chances % fault.options.get("every", 1):
                     continue
                 if fault.times is not None:
                     fault.times -= 1
