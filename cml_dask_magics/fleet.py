@@ -9,8 +9,10 @@ import contextlib
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cml_dask_magics.accounting import usage, with_usage_until_now
+from cml_dask_magics.commands import SCHEDULER_FILE
 from cml_dask_magics.launched import STOP_TIMEOUT_S, LaunchedFleet
 from cml_dask_magics.liveness import answers
 from cml_dask_magics.records import Record
@@ -20,6 +22,8 @@ from cml_dask_magics.sessions import Launched, PlatformError, SessionInfo
 from cml_dask_magics.status import Usage
 
 _SUSPECT_WAIT_S = 30.0
+# Moving a worker's data away may take long.
+_STOPPING_LIMIT_S = 600.0
 # Clocks of the platform and of this machine may differ by so much.
 _CLOCKS_DIFFER_S = 120.0
 
@@ -53,16 +57,16 @@ class Fleet(LaunchedFleet):
             How many workers are asked for from now on.
         """
         self._stopping |= set(ids)
-        self._mark(ids, stopping=True, requested=requested)
+        self._change_sessions(ids, {"stopping_at": time.time()}, requested)
 
     def reinstate(self, ids: Collection[str], requested: int) -> None:
         """Take `withdraw` back: they go on working."""
         self._stopping -= set(ids)
-        self._mark(ids, stopping=False, requested=requested)
+        self._change_sessions(ids, {"stopping_at": None}, requested)
 
-    def _mark(self, ids: Collection[str], stopping: bool, requested: int | None) -> None:
+    def _change_sessions(self, ids: Collection[str], fields: Mapping[str, Any], requested: int | None = None) -> None:
         def change(record: Record) -> Record:
-            sessions = tuple(replace(s, stopping=stopping) if s.id in ids else s for s in record.sessions)
+            sessions = tuple(replace(s, **fields) if s.id in ids else s for s in record.sessions)
             return replace(record, sessions=sessions, requested=record.requested if requested is None else requested)
 
         with contextlib.suppress(GoneError, RegistryError):  # a full disk must not keep anybody from stopping
@@ -82,12 +86,33 @@ class Fleet(LaunchedFleet):
             return
         self.withdraw(ids)
         left = self._stop(ids, timeout_s)
-        ended = {
-            session: SessionInfo(session, "ended", "stopped", ip_address=None) for session in ids if session not in left
-        }
-        self.observe(ended)
+        gone, visible = set(ids) - set(left), set(self._visible())
+        self.observe({session: SessionInfo(session, "ended", "stopped") for session in gone & visible})
+        # Of the others the platform's word is all there is. They stay on record, for who can see them, or for `end`.
+        if gone - visible:
+            self._change_sessions(gone - visible, {"ended_at": time.time()})
         if left:
             raise StillUpError(self._still_up(left))
+
+    def finish_stopping(self) -> None:
+        """Stop what should have ended long ago: a kernel died over it, or the platform did not keep its word.
+
+        Raises
+        ------
+        StillUpError
+            Naming those that the platform did not end.
+        """
+        mine = self.pool.platform.session
+        limit = time.time() - _STOPPING_LIMIT_S
+        self.stop(
+            [
+                session.id
+                for session in self._record.sessions
+                if session.stopping_at is not None
+                and (session.launched_from == mine or session.ended_at is None)
+                and session.stopping_at < limit
+            ]
+        )
 
     def tidy_refusal(self, launched: Launched, doomed: Collection[str]) -> str:
         """Stop what a launch call that was refused in part left behind; the platform's words."""
@@ -134,27 +159,30 @@ class Fleet(LaunchedFleet):
             return self._ended(self._record, 0)
         except RegistryError:  # a full disk must not keep anybody from stopping
             record = self._record = replace(self._record, state="stopping")
+        # From here on what starts late ends by itself (see `commands`); what started before has left its log.
+        (self.folder / SCHEDULER_FILE).unlink(missing_ok=True)
         deadline = time.monotonic() + timeout_s
-        count = len(record.sessions)
         self._suspects |= self._suspects_of(record)
+        stopped: set[str] = set()
         while True:
-            record = self._adopt(record, self._unaccounted(record))
-            ids = [session.id for session in record.sessions]
-            self._stopping |= set(ids)
+            record = self._adopt(record, self._unaccounted(record) - stopped)
+            ids = {session.id for session in record.sessions}
+            self._stopping |= ids
             left = self._stop(ids, max(1.0, deadline - time.monotonic()))
             if left:
                 with contextlib.suppress(RegistryError):
                     self.log(f"did not stop: {', '.join(sorted(left))}")
                 raise StillUpError(self._still_up(left))
-            if not self._suspects_left(record, min(deadline, time.monotonic() + _SUSPECT_WAIT_S)):
+            stopped |= ids
+            suspects_left = self._suspects_left(record, stopped, min(deadline, time.monotonic() + _SUSPECT_WAIT_S))
+            if not suspects_left and not self._unaccounted(record) - stopped:
                 break
         self._see_the_scheduler_end(record, deadline)
-        count = max(count, len(record.sessions))
         self.unwatch()
         record = replace(with_usage_until_now(record), sessions=())
         self.registry.forget(record)
         self._record = record
-        return self._ended(record, count)
+        return self._ended(record, len(stopped))
 
     def _stop(self, ids: Collection[str], timeout_s: float) -> dict[str, str]:
         return self.pool.stop(ids, visible=set(self._visible()), timeout_s=timeout_s) if ids else {}
@@ -198,8 +226,8 @@ class Fleet(LaunchedFleet):
             return add(record)
 
     def _suspects_of(self, record: Record) -> set[str]:
-        """Sessions that may come of launch calls in which a kernel died: they appeared since, and nobody knows them."""
-        begun = [launch.at for launch in record.launching if not launch.answered]
+        """Sessions that may come of launch calls nobody accounted for: they appeared since, and nobody knows them."""
+        begun = [launch.at for launch in record.launching]
         if not begun:
             return set()
         with contextlib.suppress(PlatformError):
@@ -211,19 +239,19 @@ class Fleet(LaunchedFleet):
             } - {session.id for session in record.sessions}
         return set()
 
-    def _suspects_left(self, record: Record, deadline: float) -> bool:
+    def _suspects_left(self, record: Record, stopped: set[str], deadline: float) -> bool:
         """Whether sessions that appeared during a broken launch have turned out to be ours.
 
         One that never starts cannot be told from somebody else's and is left alone: if it is ours, it ends by itself
         as soon as it starts, because the cluster's folder is closed by then.
         """
-        doubtful = self._suspects - {session.id for session in record.sessions}
+        doubtful = self._suspects - {session.id for session in record.sessions} - stopped
         while doubtful:
-            if doubtful & self.registry.logged_sessions(record):
-                return True
             with contextlib.suppress(PlatformError):
                 listing = self.pool.listing()
                 doubtful = {session for session in doubtful if session in listing and listing[session].phase != "ended"}
+            if doubtful & self.registry.logged_sessions(record):
+                return True
             if time.monotonic() > deadline:
                 break
             time.sleep(0.2)

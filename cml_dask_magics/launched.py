@@ -216,15 +216,15 @@ class LaunchedFleet:
         """Take in what a listing shows, and write down what is new in it."""
         self._infos.update(infos)
         now = time.time()
-        changed = [record for record in self._record.sessions if _observed(record, infos.get(record.id), now) != record]
-        if not changed:
+        ended = {session for session, info in infos.items() if info.phase == "ended"}
+        if not any(s.id in ended or _observed(s, infos.get(s.id), now) != s for s in self._record.sessions):
             return
 
         def change(record: Record) -> Record:
             sessions = [_observed(session, infos.get(session.id), now) for session in record.sessions]
-            record = replace(record, sessions=tuple(session for session in sessions if session.ended_at is None))
+            record = replace(record, sessions=tuple(session for session in sessions if session.id not in ended))
             for session in sessions:
-                if session.ended_at is not None:
+                if session.id in ended:
                     record = with_usage_of(self._with_end_of(record, session), session)
             return record
 
@@ -233,7 +233,7 @@ class LaunchedFleet:
 
     def state(self, session: str, connected: bool) -> SessionState:
         """Where a session is in its life, given whether its Dask process is connected."""
-        on_record = (known.stopping for known in self._record.sessions if known.id == session)
+        on_record = (known.stopping_at is not None for known in self._record.sessions if known.id == session)
         return session_state(
             self._record,
             self._infos.get(session),
@@ -268,7 +268,7 @@ class LaunchedFleet:
 
     def _with_end_of(self, record: Record, session: SessionRecord) -> Record:
         """The record with what is to be told, and learnt, of a session that ended."""
-        if session.stopping or session.id in self._stopping or record.state in ("stopping", "lost"):
+        if session.stopping_at is not None or session.id in self._stopping or record.state in ("stopping", "lost"):
             return record
         self._lost[session.id] = session
         if session.automatic and session.connected_at is None:

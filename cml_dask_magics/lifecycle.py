@@ -108,4 +108,4 @@ def cluster_state(record: Record, connected: int, *, scheduler_lost: bool) -> Cl
 
 def is_planned(session: SessionRecord) -> bool:
     """Whether a session holds, or will hold, one of the workers that were asked for."""
-    return session.role == "worker" and not session.stopping
+    return session.role == "worker" and session.stopping_at is None

@@ -26,7 +26,8 @@ class SessionRecord:
 
     Times are seconds since the epoch; `running_at`, `connected_at` (its Dask process) and `ended_at` are what this
     package saw first. `launched_from` is the id of the session that launched it: only that one sees it in its listing.
-    `automatic` says that nobody asked for it by hand, `stopping` that it was, or is about to be, told to stop.
+    `automatic` says that nobody asked for it by hand; `stopping_at` is when it was (about to be) told to stop. With an
+    `ended_at` it is still here only where nobody has seen its end: the platform said that it would stop it.
     """
 
     id: str
@@ -42,7 +43,7 @@ class SessionRecord:
     ip_address: str | None = None
     app_url: str | None = None
     automatic: bool = False
-    stopping: bool = False
+    stopping_at: float | None = None
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from cml_dask_magics.commands import SCHEDULER_FILE
 from cml_dask_magics.records import NAME, Record, record_from_json, record_to_json
-from cml_dask_magics.runs import CLAIM_FILE, LOGS, close_run, salvaged_record, session_logs
+from cml_dask_magics.runs import CLAIM_FILE, LOGS, close_run, salvaged_record, session_logs, unknown_launches
 
 _KEPT_RUNS = 10
 _KEPT_STARTS = 10
@@ -276,7 +277,10 @@ class Registry:
         """Put what is known in the place of a record that is broken or gone."""
         path = self._record_path(name)
         aside = self.directory / "broken" / f"{name}-{int(time.time())}-{secrets.token_hex(2)}.json"
-        record = known or salvaged_record(name, runs[-1] if runs else None)
+        if known is not None:  # but other kernels may have launched more since
+            record = replace(known, launching=(*known.launching, unknown_launches(known)))
+        else:
+            record = salvaged_record(name, runs[-1] if runs else None)
         kept = f"; it is kept as {aside}" if path.exists() else ""
         record = record.with_event(f"the record was mended ({reason}{kept})")
         # A disk that is full, or that cannot be written, keeps the broken one where it is: the next reader tries again.

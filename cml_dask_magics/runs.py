@@ -78,15 +78,19 @@ def salvaged_record(name: str, run: Path | None) -> Record:
         session_record(claimed, session, "scheduler" if session == scheduler else "worker")
         for session in session_logs(run / LOGS)
     )
-    unknown = Launch(secrets.token_hex(4), "worker", 0, claimed.created_at, _NOBODY, answered=True)
     return replace(
         claimed,
         # Where nobody knows what it was made of, it can be stopped, but not used.
         state="running" if claimed.settings and _read_text(run / SCHEDULER_FILE) else "stopping",
         requested=sum(session.role == "worker" for session in sessions),
         sessions=sessions,
-        launching=(unknown,),
+        launching=(unknown_launches(claimed),),
     )
+
+
+def unknown_launches(record: Record) -> Launch:
+    """Says that sessions of a cluster may exist that its record does not know."""
+    return Launch(secrets.token_hex(4), "worker", 0, record.created_at, _NOBODY, answered=True)
 
 
 def session_record(record: Record, session: str, role: Role) -> SessionRecord:

@@ -130,6 +130,7 @@ class SessionPool:
         except Exception as error:
             return Launched(refusals=(_words(error),) * n, suspects=self._appeared_since(before), doubtful=True)
         sessions, refusals, strays = [], [], []
+        doubtful = len(answers) < n
         for answer in answers:
             if (info := _read_session(answer)) is not None:
                 sessions.append(info)
@@ -137,8 +138,10 @@ class SessionPool:
             refusals.append(_message(answer))
             if isinstance(answer, Mapping) and isinstance(answer.get("engineId"), str) and answer["engineId"]:
                 strays.append(answer["engineId"])
+            elif not isinstance(answer, Mapping) or not answer.get("message"):
+                doubtful = True  # no session, and no refusal either
         self._wake.set()
-        if len(answers) >= n:
+        if not doubtful:
             return Launched(tuple(sessions), tuple(refusals), tuple(strays))
         refusals += ["the platform did not answer for it"] * (n - len(answers))
         known = {info.id for info in sessions} | set(strays)

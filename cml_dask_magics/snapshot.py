@@ -45,7 +45,7 @@ def snapshot(
     addresses = {session_of(worker["name"]): address for address, worker in workers.items()}
     scheduler = next((session for session in record.sessions if session.role == "scheduler"), None)
     failed = [session for session in fleet.lost.values() if session.role == "worker"]
-    sessions = [session for session in record.sessions if session.role == "worker"] + failed
+    sessions = [s for s in record.sessions if s.role == "worker" and s.ended_at is None] + failed
     return ClusterStatus(
         name=record.name,
         state=state,

@@ -81,6 +81,7 @@ class SteeringCluster(ScalableCluster):
         await asyncio.to_thread(fleet.note_connected, connected)
         await self._log_comings_and_goings(connected)
         await asyncio.to_thread(fleet.adopt, connected)
+        await asyncio.to_thread(fleet.finish_stopping)
         await self._end_unseen(connected)
         if fleet.record.adapt is not None:
             return
