@@ -15,7 +15,7 @@ import pytest
 from cml_dask_magics import render, render_html, render_words
 from cml_dask_magics.render_looks import classed, stylesheet
 from cml_dask_magics.render_rows import SORTS, Wanted, choose
-from cml_dask_magics.render_table import COPYING, table
+from cml_dask_magics.render_table import table
 from cml_dask_magics.render_totals import Tally, totals
 from cml_dask_magics.status import ClusterStatus, Event, Sample, SessionStatus, Usage
 
@@ -340,9 +340,7 @@ def test_text_from_elsewhere_is_shown_and_never_run(dress: Any) -> None:
         events=(Event(NOW, NASTY),),
     )
     html = pieces(nasty, dress) + render_html.summary(NASTY, NASTY, "failed", dress) + render_html.busy(NASTY, dress)
-    html += render_html.log(NASTY, [NASTY], dress)
-    assert html.count(COPYING) == (dress is classed)
-    html = html.replace(COPYING, "")
+    html += render_html.log(NASTY, [NASTY], dress) + render_html.last_seen(nasty, NOW, dress)
     page = Page(html)
     assert not page.tags("script")
     assert "<script" not in html
@@ -551,3 +549,19 @@ def test_what_is_added_up_quickly_is_what_is_added_up_in_full() -> None:
     # A sample that is old says nothing of now.
     assert tally.of(status, NOW + timedelta(minutes=1)) == totals(status)
     assert tally.of(replace(status, history=()), NOW) == totals(status)
+
+
+def test_the_line_of_a_cluster_in_a_list_changes_only_when_there_is_news() -> None:
+    assert render.status_line(cluster()) == render.status_line(cluster(idle_s=800.0, history=history()))
+    assert render.status_line(cluster()) == "● default: running · 4 of 4 workers"
+    assert render.status_line(starting()) == "◐ default: starting · 2 of 4 workers · 1 starting · 1 pending"
+    assert render.ended_line("etl", "failed") == "✖ etl: failed"
+
+
+def test_a_summary_lists_the_first_sessions_as_they_were_last_seen() -> None:
+    crowd = cluster(requested=50, workers=tuple(worker(index) for index in range(50)))
+    words = " ".join(Page(render_html.last_seen(crowd, NOW, render_html.inline)).words)
+    assert "2026-01-31 12:12:00 UTC" in words
+    assert "scheduler1" in words and "100.66.1.19" in words and "worker0020" not in words
+    assert "… and 30 more" in words
+    assert render_html.last_seen(cluster(scheduler=None, workers=()), NOW, render_html.inline) == ""
