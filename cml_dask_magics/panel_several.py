@@ -29,6 +29,7 @@ class Several:
         self._accordion = ipywidgets.Accordion()
         style = ipywidgets.HTML()
         self._root = ipywidgets.VBox([style, self._accordion])
+        self._root.add_class("cdm-several")
         style.value = style_of(self._root)
         self.output = Output(self._root, self._facts)
         self.hold(panels)

@@ -106,6 +106,7 @@ _WIDGETS = (
     ".cdm-panel .jupyter-button.cdm-link{align-self:flex-start;background:none;border:0;box-shadow:none;margin:0;"
     f"padding:0;height:22px;line-height:22px;font-size:12px;color:{_FAINT};text-decoration:underline}}"
     ".cdm-panel .jupyter-button.cdm-small{margin:0 0 0 6px}"
+    ".cdm-several{max-width:960px}.cdm-several .jp-Collapse-contents{padding:2px}"
     f".cdm-panel .cdm-more{{border:{_LINE};border-radius:6px;padding:6px 10px;margin:4px 0}}"
 )
 
