@@ -152,12 +152,13 @@ def _display_several(live: Sequence[Panel]) -> None:
 
 
 def _tell_several(panel: Panel, changed: bool) -> None:
-    if _several is not None and panel in _several.panels:
-        _several.draw()
-        if _several.finished:
-            _several.output.end()
+    several = _several  # another thread may put another one in its place
+    if several is not None and panel in several.panels:
+        several.draw()
+        if several.finished:
+            several.output.end()
         elif changed:
-            _several.output.refresh()
+            several.output.refresh()
 
 
 def _sweep() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from cml_dask_magics import render, render_html, render_words
 from cml_dask_magics.render_looks import classed, stylesheet
-from cml_dask_magics.render_rows import SORTS, Wanted, choose
+from cml_dask_magics.render_rows import SORTS, Chooser, Wanted, choose
 from cml_dask_magics.render_table import table
 from cml_dask_magics.render_totals import Tally, totals
 from cml_dask_magics.status import ClusterStatus, Event, Sample, SessionStatus, Usage
@@ -565,3 +565,32 @@ def test_a_summary_lists_the_first_sessions_as_they_were_last_seen() -> None:
     assert "scheduler1" in words and "100.66.1.19" in words and "worker0020" not in words
     assert "… and 30 more" in words
     assert render_html.last_seen(cluster(scheduler=None, workers=()), NOW, render_html.inline) == ""
+
+
+def test_a_page_sorted_by_what_always_changes_is_in_order_and_soon_has_the_right_workers() -> None:
+    chooser, wanted = Chooser(), Wanted("cpu", descending=True)
+
+    def page(seconds: float, *percents: float, states: dict[str, int] | None = None) -> list[str]:
+        workers = tuple(worker(index, cpu_percent=percent) for index, percent in enumerate(percents))
+        now = NOW + timedelta(seconds=seconds)
+        chosen = chooser.choose(workers, wanted, states or {"running": len(percents)}, now)
+        return [row.session[-2:] + f"={row.cpu_percent:.0f}" for row in chosen.rows][:3]
+
+    low = [1.0] * 100
+    assert page(0, 50, 40, 30, *low)[:3] == ["00=50", "01=40", "02=30"]
+    assert page(1, 30, 40, 50, *low)[:3] == ["02=50", "01=40", "00=30"], "fresh figures, in order"
+    assert page(2, 30, 40, 50, *low, 90)[0] == "03=90", "another worker came"
+    assert page(3, 30, 40, 95, *low, 90)[0] == "02=95"
+    assert page(9, 30, 40, 50, *([1.0] * 99), 99, 90)[0] == "02=99", "after a while all are looked at"
+    assert page(10, 1, 1, 1, *([1.0] * 99), 1, 90, states={"running": 103, "failed": 1})[0] == "03=90"
+
+
+def test_a_crowd_is_counted_anew_when_something_happened_and_after_a_while() -> None:
+    crowd = cluster(requested=1000, workers=tuple(worker(index) for index in range(1000)), history=history())
+    fewer = replace(crowd, workers=(worker(0, state="failed"), *crowd.workers[1:]))
+    tally = Tally()
+    assert tally.of(crowd, NOW).ready == 1000
+    told = replace(fewer, events=(*fewer.events, Event(NOW, "a worker left")))
+    assert tally.of(told, NOW + timedelta(seconds=1)).ready == 999
+    assert tally.of(replace(crowd, events=told.events), NOW + timedelta(seconds=7)).ready == 1000
+    assert tally.of(replace(fewer, state="starting"), NOW + timedelta(seconds=8)).failed == 1
