@@ -13,7 +13,7 @@ import ipywidgets
 from .render_looks import classed
 
 HIDDEN = "none"
-WRAP = {"flex_flow": "row wrap", "align_items": "center"}
+WRAP = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 6px"}
 
 
 def boxed(html: str) -> str:

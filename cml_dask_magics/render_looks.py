@@ -76,7 +76,7 @@ _PLACES = {"cell": ".cdm-table td,.cdm-table tbody th", "title": ".cdm-table the
 
 # What only the panel has: its widgets, and what a page without a style sheet cannot do.
 _WIDGETS = (
-    ".cdm-panel{position:relative;max-width:940px;overflow:hidden;padding:4px 8px}"
+    ".cdm-panel{position:relative;max-width:940px;overflow:hidden;padding:4px 8px;container-type:inline-size}"
     ".cdm-panel .widget-html,.cdm-panel .widget-html-content{overflow:visible;line-height:1.45;margin:0;height:auto}"
     ".cdm-panel .widget-html-content{width:100%}"
     f".cdm-panel .cdm-copy{{{_LOOKS['id']};cursor:copy;user-select:all;-webkit-user-select:all;border-radius:2px}}"
@@ -102,11 +102,14 @@ _WIDGETS = (
     ".cdm-panel .cdm-titles .jupyter-button:hover,.cdm-panel .cdm-titles .jupyter-button.cdm-sorted"
     "{color:var(--jp-ui-font-color1,inherit)}"
     ".cdm-panel .jupyter-button:focus-visible{outline:2px solid var(--jp-brand-color1,#1976d2);outline-offset:-2px}"
-    ".cdm-panel .jupyter-button.cdm-small{height:22px;line-height:22px;padding:0 8px;font-size:12px}"
+    ".cdm-panel .jupyter-button.cdm-small{margin:0;height:22px;line-height:22px;padding:0 8px;font-size:12px}"
     ".cdm-panel .jupyter-button.cdm-link{align-self:flex-start;background:none;border:0;box-shadow:none;margin:0;"
     f"padding:0;height:22px;line-height:22px;font-size:12px;color:{_FAINT};text-decoration:underline}}"
-    ".cdm-panel .jupyter-button.cdm-small{margin:0 0 0 6px}"
-    ".cdm-several{max-width:960px}.cdm-several .jp-Collapse-contents{padding:2px}"
+    ".cdm-several{max-width:960px}.cdm-several .jupyter-widget-Collapse-contents{padding:2px}"
+    # Where there is little room, smaller letters rather than a table to scroll in.
+    "@container (max-width:660px){.cdm-panel .cdm-grid table{font-size:12px}"
+    ".cdm-panel .cdm-grid :is(.cdm-copy,.cdm-titles .jupyter-button){font-size:11px}"
+    ".cdm-panel .cdm-grid :is(td,tbody th),.cdm-panel .cdm-grid .cdm-titles .jupyter-button{padding-right:5px}}"
     f".cdm-panel .cdm-more{{border:{_LINE};border-radius:6px;padding:6px 10px;margin:4px 0}}"
 )
 

@@ -26,11 +26,11 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("session", "Session", 24),
-    Column("ip", "IP address", 16),
-    Column("state", "State", 15),
+    Column("session", "Session", 22),
+    Column("ip", "IP address", 17),
+    Column("state", "State", 14),
     Column("cpu", "CPU", 9, numbers=True),
-    Column("memory", "Memory", 19, numbers=True),
+    Column("memory", "Memory", 21, numbers=True),
     Column("threads", "Threads", 9, numbers=True),
     Column("tasks", "Tasks", 8, numbers=True),
 )

@@ -105,6 +105,15 @@ def run_all(page: Any) -> None:
     raise TimeoutError("the notebook's cells do not run")
 
 
+def set_panel_width(page: Any, panel: Any, width: int) -> None:
+    """Make the window as wide as the panel needs to be that wide."""
+    for _ in range(2):
+        window = page.viewport_size
+        wider = width - panel.bounding_box()["width"]
+        page.set_viewport_size({"width": round(window["width"] + wider), "height": 1000})
+        page.wait_for_timeout(1500)
+
+
 def save(page: Any) -> None:
     """Save the notebook on the page, by the menu (a widget keeps keys to itself), and wait until it is."""
     page.click(".lm-MenuBar-itemLabel:text-is('File')")

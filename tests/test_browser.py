@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 from conftest import Notebook
-from jupyter_in_session import CHROMIUM, browser_page, end_kernels, jupyter, run_all, save, write_notebook
+from jupyter_in_session import (
+    CHROMIUM,
+    browser_page,
+    end_kernels,
+    jupyter,
+    run_all,
+    save,
+    set_panel_width,
+    write_notebook,
+)
 from nbconvert import HTMLExporter
 from playwright.sync_api import expect
 
@@ -82,6 +91,12 @@ now = datetime.now(timezone.utc)
 crowd = Panel(PanelActions(scale=print, stop=str))
 crowd.draw(ClusterStatus("crowd", "degraded", "cml", now, 45, workers=workers))
 Output(crowd.widget, crowd.facts).display()
+"""
+
+
+TOO_WIDE = """
+panel => [...panel.querySelectorAll('.cdm-grid :is(td, th, button), .cdm-grid')]
+    .filter(cell => cell.scrollWidth > cell.clientWidth + 1).map(cell => cell.textContent)
 """
 
 
@@ -158,6 +173,11 @@ def test_each_control_does_what_it_says(notebook: Notebook, tmp_path: Path) -> N
         press(panel, "Adapt")
         panel.get_by_text("adaptive 1 to 3").first.wait_for()
         panel.get_by_text("on: 1 to 3 workers").wait_for()
+
+        # In a narrow window nothing of the table lies over anything else.
+        page.locator("body").press("Control+b")
+        set_panel_width(page, panel, 560)
+        assert panel.evaluate(TOO_WIDE) == []
 
         # Stop works while the platform lets another action wait.
         workspace.fault("launch_slow", delay_s=8)
