@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from jupyter_in_session import browser_page, jupyter, run_all, set_panel_width, write_notebook
+from PIL import Image
 from workspace import Session, Workspace
 
 UP = "%load_ext cml_dask_magics\n%dask_up 4 --cpu 2 --memory 8"
@@ -61,7 +62,7 @@ def take(page: Any, address: str, folder: Path, suffix: str) -> None:
     page.get_by_text("Stopped cluster").first.wait_for()
     page.wait_for_timeout(700)
     summary = page.locator(".jp-OutputArea-child:visible").filter(has_text="Stopped cluster").first
-    summary.locator(".jp-OutputArea-output").screenshot(path=folder / f"summary{suffix}.png")
+    summary.locator(".jp-OutputArea-output > div").first.screenshot(path=folder / f"summary{suffix}.png")
 
 
 def fail(page: Any, address: str, folder: Path, suffix: str) -> None:
@@ -114,6 +115,9 @@ def main() -> None:
         for dark in (False, True):
             with tempfile.TemporaryDirectory() as work:
                 session_pictures(workspace, workspace.open_session(), Path(work), folder, dark)
+    for path in folder.glob("*.png"):
+        # 256 colours are enough for a page, and a third of the size.
+        Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":
