@@ -37,6 +37,8 @@ def number(description: str, value: int, low: int, high: int, width: str = "130p
         min=low,
         max=high,
         description=description,
+        # Told with every key, or a refresh would take a number away that is not finished yet.
+        continuous_update=True,
         style={"description_width": "initial"},
         layout={"width": width},
     )

@@ -319,6 +319,7 @@ def test_a_cluster_that_stops_by_itself_takes_its_question_back(panel: Panel) ->
 def test_the_number_that_the_user_is_typing_is_left_alone(panel: Panel) -> None:
     panel.draw(cluster(requested=5), NOW)
     assert box(panel).value == 5
+    assert box(panel).continuous_update, "known while it is being typed"
     box(panel).value = 9
     panel.draw(cluster(requested=6), NOW)
     assert box(panel).value == 9
