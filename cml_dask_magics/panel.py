@@ -13,11 +13,13 @@ from typing import Any
 import ipywidgets
 
 from . import render, render_html
+from .panel_output import style_of
+from .panel_page import page_piece
 from .panel_parts import WRAP, boxed, button, change, close, show
 from .panel_steering import PanelActions, Steering
 from .panel_table import WorkerTable
 from .render_html import Kind
-from .render_looks import classed, inline, stylesheet
+from .render_looks import Dress, classed, inline
 from .render_rows import PAGE_ROWS
 from .render_totals import Tally
 from .render_words import MAX_EVENTS, MORE_EVENTS, clean, utc_now
@@ -25,7 +27,6 @@ from .status import ClusterStatus, SessionStatus
 
 __all__ = ["Panel", "PanelActions"]
 
-_VIEW = "application/vnd.jupyter.widget-view+json"
 _BUSY = "The notebook is busy: a button pressed now works when the cell is done."
 
 
@@ -46,25 +47,27 @@ class Panel:
         self._lock = threading.RLock()
         self._tally = Tally()
         self._status: ClusterStatus | None = None
+        # The last that was seen of it while it was up, and when: what a summary lists.
+        self._up: tuple[ClusterStatus, datetime] | None = None
         self._finished: tuple[str, Kind] | None = None
         self._doing = ""
+        self._stopping = False
         self._error = ""
         self._busy = False
         self._all_events = False
 
-        # The place where "copied" shows is in a piece that is never sent again, so that no refresh takes it away.
-        self._style = ipywidgets.HTML(stylesheet() + '<span class="cdm-toast" role="status"></span>')
+        self._page = ipywidgets.HTML()
         # Several pieces, so that a change of one leaves the others, and the focus in them, alone.
         self._head, self._facts, self._links, self._gauges, self._note, self._events = (
             ipywidgets.HTML() for _ in range(6)
         )
         self._keep = button("Keep", "Start the idle countdown anew", self._on_keep, look="cdm-small")
         self._more = button("More events", "Show more events, or fewer", self._on_more, look="cdm-link")
-        self._steering = Steering(actions, self._start, self._redraw, self.finish, self._lock)
+        self._steering = Steering(actions, self._start, self._stop, self._redraw, self._lock)
         self._table = WorkerTable(self._redraw)
         self._root = ipywidgets.VBox(
             [
-                self._style,
+                self._page,
                 self._head,
                 ipywidgets.HBox([self._facts, self._keep], layout=WRAP),
                 self._links,
@@ -77,6 +80,7 @@ class Panel:
             ]
         )
         self._root.add_class("cdm-panel")
+        self._page.value = page_piece() + style_of(self._root)
         # Front ends count the views of a widget in which this is a number.
         self._root._view_count = 0
         self._root.observe(self._on_views, "_view_count")
@@ -97,6 +101,19 @@ class Panel:
         """The panel as a widget, to put into others."""
         return self._root
 
+    @property
+    def finished(self) -> bool:
+        """Whether it has become a summary."""
+        return self._finished is not None
+
+    @property
+    def line(self) -> str:
+        """The cluster in one line, which changes only when there is something to say."""
+        with self._lock:
+            if self._finished is not None:
+                return render.ended_line(self._name, self._finished[1])
+            return render.status_line(self._status) if self._status is not None else f"{clean(self._name)}: starting"
+
     def draw(self, status: ClusterStatus, now: datetime | None = None) -> None:
         """Show a snapshot; sends only what differs from what is shown. From any thread.
 
@@ -109,9 +126,12 @@ class Panel:
         """
         with self._lock:
             if self._finished is None:
+                now = now or utc_now()
                 self._status = status
                 self._name = status.name
-                self._show(now or utc_now())
+                if self._up is None or status.state in ("starting", "running", "degraded"):
+                    self._up = status, now
+                self._show(now)
 
     def busy(self, flag: bool) -> None:
         """Tell whether a cell keeps the kernel from handling clicks, so that the panel says so. From any thread."""
@@ -133,9 +153,9 @@ class Panel:
         with self._lock:
             first = self._finished is None
             self._finished = summary, kind
-            change(self._head, value=boxed(render_html.summary(self._name, summary, kind, classed)))
+            change(self._head, value=boxed(self._summary(classed)))
             if first:
-                kept = (self._style, self._head, self._events)
+                kept = (self._page, self._head, self._events)
                 self._steering.close()
                 gone = [child for child in self._root.children if child not in kept]
                 self._root.children = kept
@@ -150,38 +170,30 @@ class Panel:
                 self._steering.close()
             close(self._root)
 
-    def mimebundle(self, now: datetime | None = None) -> dict[str, Any]:
-        """What a notebook shows and saves: the live panel, and for places without widgets the same facts.
+    def facts(self, now: datetime | None = None) -> tuple[str, str]:
+        """The same as HTML and as plain text, for places where the widgets do not live.
 
         Parameters
         ----------
         now : datetime or None
             The time to count from; None for now.
-
-        Returns
-        -------
-        dict
-            The widget view, ``text/html`` and ``text/plain``; of a finished panel only the last two, so that
-            what is displayed or updated with it from then on needs no kernel.
         """
         with self._lock:
-            bundle = dict(self._root._repr_mimebundle_())
             if self._finished is not None:
-                bundle.pop(_VIEW, None)
                 summary, kind = self._finished
-                bundle["text/html"] = (
-                    f"<div{inline('box')}>{render_html.summary(self._name, summary, kind, inline)}</div>"
-                )
-                bundle["text/plain"] = clean(f"{self._name}: {kind}. {summary}")
-            elif self._status is not None:
-                bundle["text/html"] = render.to_html(self._status, now)
-                bundle["text/plain"] = render.to_text([self._status], max_rows=PAGE_ROWS, now=now)
-            else:
-                bundle["text/html"] = bundle["text/plain"] = "The cluster is about to start."
-            return bundle
+                return render_html.page(self._summary(inline)), clean(f"{self._name}: {kind}. {summary}")
+            if self._status is None:
+                return render_html.page(render_html.preparing(self._name, inline)), self.line
+            now = now or utc_now()
+            text = render.to_text([self._status], max_rows=PAGE_ROWS, now=now)
+            return render.to_html(self._status, now), text
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        return self.mimebundle()
+    def _summary(self, dress: Dress) -> str:
+        assert self._finished is not None
+        summary, kind = self._finished
+        # The story of a failed start names the sessions itself.
+        seen = render_html.last_seen(*self._up, dress) if self._up is not None and kind == "ended" else ""
+        return render_html.summary(self._name, summary, kind, dress) + seen
 
     def _show(self, now: datetime) -> None:
         """Bring the widgets in line with what is known; the one place that changes them while the cluster lives."""
@@ -203,14 +215,15 @@ class Panel:
         counting = status is not None and status.state in ("running", "degraded") and status.idle_s is not None
         counting = counting and status is not None and status.idle_timeout_s is not None
         show(self._keep, counting and self._actions.keep is not None)
-        change(self._keep, disabled=not idle)
+        change(self._keep, disabled=not idle or self._stopping)
         show(self._more, status is not None and len(status.events) > MAX_EVENTS)
-        self._steering.draw(status, rows, idle)
+        self._steering.draw(status, rows, idle, self._stopping)
         self._show_note()
 
     def _show_note(self) -> None:
         busy = _BUSY if self._busy else ""
-        pieces = [render_html.busy(self._doing, classed), render_html.note(busy, classed)]
+        doing = [self._doing, "stopping" if self._stopping else ""]
+        pieces = [*(render_html.busy(words, classed) for words in doing), render_html.note(busy, classed)]
         change(self._note, value=boxed("".join([*pieces, render_html.error(self._error, classed)])))
 
     def _redraw(self) -> None:
@@ -234,13 +247,25 @@ class Panel:
         """Show that the button was pressed, then act in a thread: a kernel that waits can draw nothing."""
         with self._lock:
             # Clicks queue up while the kernel is busy; only the first of them is meant.
-            if self._doing or self._finished is not None:
+            if self._doing or self._stopping or self._finished is not None:
                 return
             self._doing, self._error = doing, ""
             self._show(utc_now())
-        threading.Thread(target=self._run, args=(failure, action), name=f"panel {doing}", daemon=True).start()
+        self._spawn(doing, failure, action)
 
-    def _run(self, failure: str, action: Callable[[], object]) -> None:
+    def _stop(self) -> None:
+        """Stop the cluster, whatever else is being done: it is the way out of an action that hangs."""
+        with self._lock:
+            if self._stopping or self._finished is not None:
+                return
+            self._stopping, self._error = True, ""
+            self._show(utc_now())
+        self._spawn("stopping", "Could not stop", lambda: self.finish(self._actions.stop()))
+
+    def _spawn(self, doing: str, failure: str, action: Callable[[], object]) -> None:
+        threading.Thread(target=self._run, args=(doing, failure, action), name=f"panel {doing}", daemon=True).start()
+
+    def _run(self, doing: str, failure: str, action: Callable[[], object]) -> None:
         message = ""
         try:
             action()
@@ -248,6 +273,10 @@ class Panel:
         except BaseException as error:
             message = f"{failure}: {str(error) or type(error).__name__}"
         with self._lock:
-            self._doing, self._error = "", message
+            if doing == self._doing:
+                self._doing = ""
+            else:
+                self._stopping = False
+            self._error = message or self._error
             if self._finished is None:
                 self._show(utc_now())

@@ -44,7 +44,8 @@ class LogView:
         )
         self._follow.add_class("cdm-small")
         closing = button("Close", "Close the log", lambda _: self.close(), look="cdm-small")
-        self.widget = ipywidgets.VBox([ipywidgets.HBox([self._title, self._follow, closing], layout=WRAP), self._text])
+        head = ipywidgets.HBox([self._title, self._follow, closing], layout=WRAP | {"margin": "4px 0"})
+        self.widget = ipywidgets.VBox([head, self._text])
         show(self.widget, False)
         self._follow.observe(lambda _: self.refresh(), "value")
 

@@ -13,7 +13,7 @@ import ipywidgets
 from .render_looks import classed
 
 HIDDEN = "none"
-WRAP = {"flex_flow": "row wrap", "align_items": "center"}
+WRAP = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 6px"}
 
 
 def boxed(html: str) -> str:
@@ -37,6 +37,8 @@ def number(description: str, value: int, low: int, high: int, width: str = "130p
         min=low,
         max=high,
         description=description,
+        # Told with every key, or a refresh would take a number away that is not finished yet.
+        continuous_update=True,
         style={"description_width": "initial"},
         layout={"width": width},
     )

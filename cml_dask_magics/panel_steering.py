@@ -62,10 +62,10 @@ class Steering:
     actions : PanelActions
     start : callable
         See ``Start``.
+    stop : callable
+        Called when the user is sure that the cluster is to stop; is to work while another action runs.
     redraw : callable
         Called when the user opens or closes *More*; is to call ``draw``.
-    stopped : callable
-        Called with the summary of a cluster that was stopped here.
     lock : threading.RLock
         Held by whoever changes the panel.
     """
@@ -74,11 +74,11 @@ class Steering:
         self,
         actions: PanelActions,
         start: Start,
+        stop: Callable[[], None],
         redraw: Callable[[], None],
-        stopped: Callable[[str], None],
         lock: threading.RLock,
     ) -> None:
-        self._actions, self._start, self._redraw, self._stopped, self._lock = actions, start, redraw, stopped, lock
+        self._actions, self._start, self._redraw, self._lock = actions, start, redraw, lock
         self._can_scale = self._can_stop = False
         self._scheduler = ""
         most = actions.max_workers
@@ -92,7 +92,7 @@ class Steering:
         )
         self._adaptive = ipywidgets.HTML()
         self._stop = button("Stop", "Stop the cluster; asks before it does", lambda _: self._ask(True))
-        self._yes = button("Stop them", "Stop the workers and the scheduler now", self._on_yes, "danger")
+        self._yes = button("Stop them", "Stop the workers and the scheduler now", lambda _: stop(), "danger")
         self._no = button("Cancel", "Let the cluster run", lambda _: self._ask(False))
         self._question = ipywidgets.HTML()
         self._session = ipywidgets.Dropdown(
@@ -127,7 +127,7 @@ class Steering:
         self._more.observe(self._on_more, "value")
         self._session.observe(lambda _: self._switch(), "value")
 
-    def draw(self, status: ClusterStatus | None, rows: Sequence[SessionStatus], idle: bool) -> None:
+    def draw(self, status: ClusterStatus | None, rows: Sequence[SessionStatus], idle: bool, stopping: bool) -> None:
         """Bring the controls in line with a snapshot.
 
         Parameters
@@ -138,10 +138,12 @@ class Steering:
             The workers on screen.
         idle : bool
             Whether no action runs.
+        stopping : bool
+            Whether it is being stopped; while another action runs, it can be.
         """
         state = status.state if status is not None else "starting"
-        self._can_scale = idle and state in ("running", "degraded")
-        self._can_stop = idle and status is not None and state != "stopping"
+        self._can_scale = idle and not stopping and state in ("running", "degraded")
+        self._can_stop = not stopping and status is not None and state != "stopping"
         if status is not None:
             self._follow(self._count, status.requested)
             if status.adapt is not None:
@@ -225,9 +227,6 @@ class Steering:
         if adapt is not None:
             words = f"{low} to {high} workers"
             self._start(f"adapting from {words}", f"Could not adapt from {words}", lambda: adapt(low, high))
-
-    def _on_yes(self, _: Any) -> None:
-        self._start("stopping", "Could not stop", lambda: self._stopped(self._actions.stop()))
 
     def _on_restart(self, _: Any) -> None:
         session, restart = self._session.value, self._actions.restart

@@ -14,7 +14,7 @@ import ipywidgets
 
 from .panel_parts import WRAP, boxed, button, change, show
 from .render_looks import classed
-from .render_rows import PAGE_ROWS, Chosen, Wanted, choose
+from .render_rows import PAGE_ROWS, Chooser, Chosen, Wanted
 from .render_table import COLUMNS, Column, table
 from .render_totals import Totals
 from .status import ClusterStatus
@@ -37,6 +37,7 @@ class WorkerTable:
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._wanted = Wanted()
+        self._chooser = Chooser()
         self._text = ipywidgets.Text(
             placeholder="Filter: id, address or state",
             continuous_update=True,
@@ -70,7 +71,7 @@ class WorkerTable:
     def draw(self, status: ClusterStatus, sums: Totals, now: datetime) -> Chosen:
         """Show a snapshot's workers, and tell which ones."""
         wanted = self._wanted
-        chosen = choose(status.workers, wanted, sums.failed)
+        chosen = self._chooser.choose(status.workers, wanted, sums.states, now)
         # Where there are fewer pages than there were, the reader stays on what is now the last.
         self._wanted = replace(wanted, page=chosen.page)
         narrowed = bool(wanted.text.strip() or wanted.state)

@@ -13,7 +13,8 @@ from datetime import datetime, timezone
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from .render_html import to_html
+from .render_html import Kind, to_html
+from .render_parts import SIGNS
 from .render_rows import Wanted, choose
 from .render_totals import totals
 from .render_words import (
@@ -39,7 +40,17 @@ from .status import ClusterStatus, SessionStatus
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["format_bytes", "format_duration_s", "progress_line", "to_dict", "to_html", "to_json", "to_text"]
+__all__ = [
+    "ended_line",
+    "format_bytes",
+    "format_duration_s",
+    "progress_line",
+    "status_line",
+    "to_dict",
+    "to_html",
+    "to_json",
+    "to_text",
+]
 
 NO_CLUSTER = "No cluster is running. %dask_up starts one."
 
@@ -163,6 +174,19 @@ def progress_line(status: ClusterStatus, now: datetime | None = None, since: dat
     if since is None and (estimate := estimate_words(status)):
         words.append(estimate)
     return f"{clean(status.name)}: {' · '.join(words)}"
+
+
+def status_line(status: ClusterStatus) -> str:
+    """One line for a list of clusters, with nothing in it that changes every second."""
+    words = [f"{clean(status.name)}: {status.state}", workers_words(status)]
+    if status.state == "starting":
+        words += count_words(status)[1:]
+    return f"{SIGNS[status.state][1]} {' · '.join(words)}"
+
+
+def ended_line(name: str, kind: Kind) -> str:
+    """The same for a cluster that is no more."""
+    return f"{SIGNS[kind][1]} {clean(name)}: {kind}"
 
 
 def _table(workers: Sequence[SessionStatus], now: datetime) -> Table:

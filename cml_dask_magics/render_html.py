@@ -49,19 +49,37 @@ def to_html(status: ClusterStatus, now: datetime | None = None) -> str:
     """
     now = now or utc_now()
     sums = totals(status)
-    chosen = choose(status.workers, Wanted(), sums.failed)
-    more = chosen.found - len(chosen.rows)
     pieces = [
         head(status, sums, inline),
         facts(status, now, inline),
         links(status, inline),
         advice(status, sums, inline),
         (progress if status.state == "starting" else tiles)(status, sums, inline),
-        table(status.scheduler, chosen.rows, now, inline),
-        f"<div{inline('faint')}>… and {more:,} more</div>" if more else "",
+        sessions(status, sums, now, inline),
         events(status.events, now, inline),
+        # It may be looked at years later.
+        f"<div{inline('faint')}>As it was at {_exact(now)}; %dask_status shows how it is.</div>",
     ]
-    return f"<div{inline('box')}>{''.join(pieces)}</div>"
+    return page("".join(pieces))
+
+
+def page(pieces: str) -> str:
+    """Pieces that carry their looks with them, as one picture that stands alone."""
+    return f"<div{inline('box', 'padding:4px 8px')}>{pieces}</div>"
+
+
+def sessions(status: ClusterStatus, sums: Totals, now: datetime, dress: Dress) -> str:
+    """The scheduler and the first workers, and how many more there are."""
+    chosen = choose(status.workers, Wanted(), sums.failed)
+    more = chosen.found - len(chosen.rows)
+    listed = table(status.scheduler, chosen.rows, now, dress)
+    return f"{listed}<div{dress('faint')}>… and {more:,} more</div>" if more else listed
+
+
+def last_seen(status: ClusterStatus, at: datetime, dress: Dress) -> str:
+    """The sessions of a cluster that is no more, as they were last seen; empty if there were none."""
+    listed = sessions(status, totals(status), at, dress)
+    return f"<div{dress('seen')}>Its sessions as last seen, at {_exact(at)}:</div>{listed}" if listed else ""
 
 
 def head(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
@@ -181,7 +199,7 @@ def log(session: str, lines: Sequence[str], dress: Dress) -> str:
     """What a session printed, its end in sight."""
     body = text("\n".join(lines)) if lines else f"<span{dress('faint')}>It has printed nothing.</span>"
     return (
-        f'<div role="log" tabindex="0" data-lm-suppress-shortcuts="true" aria-label="Log of {text(session)}"'
+        f'<div role="log" tabindex="0" aria-label="Log of {text(session)}"'
         f"{dress('log')}><pre{dress('lines')}>{body}</pre></div>"
     )
 
@@ -192,6 +210,10 @@ def summary(name: str, words: str, kind: Kind, dress: Dress) -> str:
     state = f"<span{dress('state')}>{sign(kind, dress)} {kind}</span>"
     title = f"<div{dress('head')}><span{dress('name')}>{text(name)}</span> {state}</div>"
     return f"<div{dress('card')}>{title}{body}</div>"
+
+
+def _exact(at: datetime) -> str:
+    return f"{at.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _tile(label: str, value: str, picture: str, share: str, dress: Dress) -> str:

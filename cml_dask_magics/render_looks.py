@@ -29,6 +29,7 @@ _LOOKS = {
     "state": "font-weight:600;white-space:nowrap",
     "faint": f"color:{_FAINT};overflow-wrap:anywhere",
     "link": "color:var(--jp-content-link-color,#1976d2);text-decoration:underline;overflow-wrap:anywhere",
+    "seen": f"margin-top:8px;color:{_FAINT}",
     "advice": f"margin:6px 0;padding:4px 10px;border-left:3px solid {_COLOURS['warn']};overflow-wrap:anywhere",
     "error": f"margin:6px 0;padding:4px 10px;border-left:3px solid {_COLOURS['bad']};white-space:pre-wrap;"
     "overflow-wrap:anywhere",
@@ -75,7 +76,7 @@ _PLACES = {"cell": ".cdm-table td,.cdm-table tbody th", "title": ".cdm-table the
 
 # What only the panel has: its widgets, and what a page without a style sheet cannot do.
 _WIDGETS = (
-    ".cdm-panel{position:relative;max-width:920px;overflow:hidden}"
+    ".cdm-panel{position:relative;max-width:940px;overflow:hidden;padding:4px 8px;container-type:inline-size}"
     ".cdm-panel .widget-html,.cdm-panel .widget-html-content{overflow:visible;line-height:1.45;margin:0;height:auto}"
     ".cdm-panel .widget-html-content{width:100%}"
     f".cdm-panel .cdm-copy{{{_LOOKS['id']};cursor:copy;user-select:all;-webkit-user-select:all;border-radius:2px}}"
@@ -85,6 +86,8 @@ _WIDGETS = (
     "font:12px/1.6 var(--jp-ui-font-family,sans-serif);background:var(--jp-inverse-layout-color2,#333);"
     "color:var(--jp-ui-inverse-font-color1,#fff)}"
     ".cdm-panel .cdm-toast:empty{display:none}"
+    # Changes nothing to see: its beginning tells that the panel is on the page.
+    "@keyframes cdm-ready{from{opacity:1}}.cdm-panel .cdm-ready{animation:cdm-ready 1ms}"
     # Titles that sort stand over the columns of the table, whose own titles are for screen readers.
     ".cdm-panel .cdm-grid{overflow-x:auto;margin:6px 0 0}"
     ".cdm-panel .cdm-grid>*{min-width:540px}"
@@ -99,10 +102,14 @@ _WIDGETS = (
     ".cdm-panel .cdm-titles .jupyter-button:hover,.cdm-panel .cdm-titles .jupyter-button.cdm-sorted"
     "{color:var(--jp-ui-font-color1,inherit)}"
     ".cdm-panel .jupyter-button:focus-visible{outline:2px solid var(--jp-brand-color1,#1976d2);outline-offset:-2px}"
-    ".cdm-panel .jupyter-button.cdm-small{height:22px;line-height:22px;padding:0 8px;font-size:12px}"
+    ".cdm-panel .jupyter-button.cdm-small{margin:0;height:22px;line-height:22px;padding:0 8px;font-size:12px}"
     ".cdm-panel .jupyter-button.cdm-link{align-self:flex-start;background:none;border:0;box-shadow:none;margin:0;"
     f"padding:0;height:22px;line-height:22px;font-size:12px;color:{_FAINT};text-decoration:underline}}"
-    ".cdm-panel .jupyter-button.cdm-small{margin:0 0 0 6px}"
+    ".cdm-several{max-width:960px}.cdm-several .jupyter-widget-Collapse-contents{padding:2px}"
+    # Where there is little room, smaller letters rather than a table to scroll in.
+    "@container (max-width:660px){.cdm-panel .cdm-grid table{font-size:12px}"
+    ".cdm-panel .cdm-grid :is(.cdm-copy,.cdm-titles .jupyter-button){font-size:11px}"
+    ".cdm-panel .cdm-grid :is(td,tbody th),.cdm-panel .cdm-grid .cdm-titles .jupyter-button{padding-right:5px}}"
     f".cdm-panel .cdm-more{{border:{_LINE};border-radius:6px;padding:6px 10px;margin:4px 0}}"
 )
 

@@ -8,7 +8,7 @@ from .render_looks import Dress
 from .render_words import clean, safe_url
 
 # A sign for each state as well as a colour: colour alone says nothing to many readers, and to a printer.
-_SIGNS = {
+SIGNS = {
     "running": ("good", "●"),
     "starting": ("busy", "◐"),
     "pending": ("off", "○"),
@@ -27,7 +27,7 @@ def text(words: str) -> str:
 
 def sign(state: str, dress: Dress) -> str:
     """The sign of a state; the word stands next to it."""
-    ink, character = _SIGNS[state]
+    ink, character = SIGNS[state]
     return f'<span aria-hidden="true"{dress(f"ink-{ink}")}>{character}</span>'
 
 

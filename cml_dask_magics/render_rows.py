@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from .status import SessionStatus
 
 PAGE_ROWS = 20
 """Workers on one page of a table."""
+
+_KEPT = timedelta(seconds=5)
+"""For how long the workers on a page stay there while nothing but figures changes."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,40 @@ def choose(workers: Sequence[SessionStatus], wanted: Wanted, failed: int, size: 
     if failed:  # They matter most.
         workers = sorted(workers, key=lambda worker: worker.state != "failed")
     return Chosen(workers[start:stop], page, len(workers))
+
+
+class Chooser:
+    """Chooses the same page again and again, and looks through all workers only when others may belong on it.
+
+    That is when something else is wanted, when a worker came, went or changed its state, and every few seconds, for
+    the sake of figures that never stand still. In between, the rows on the page are sorted among themselves.
+    """
+
+    def __init__(self) -> None:
+        self._asked: tuple[Wanted, int, Mapping[str, int]] | None = None
+        self._at: datetime | None = None
+        self._places: list[int] = []
+        self._sessions: list[str] = []
+        self._chosen = Chosen((), 0, 0)
+
+    def choose(
+        self, workers: Sequence[SessionStatus], wanted: Wanted, states: Mapping[str, int], now: datetime
+    ) -> Chosen:
+        """The page that is wanted; ``states`` says how many of all workers are in which."""
+        asked = wanted, len(workers), states
+        if asked == self._asked and self._at is not None and timedelta(0) <= now - self._at < _KEPT:
+            rows: Sequence[SessionStatus] = [workers[place] for place in self._places]
+            if [row.session for row in rows] == self._sessions:
+                if wanted.sort in SORTS:
+                    rows = _first(rows, len(rows), SORTS[wanted.sort], wanted.descending)
+                return self._chosen._replace(rows=rows)
+        self._chosen = choose(workers, wanted, states.get("failed", 0))
+        self._asked, self._at = asked, now
+        listed = {id(row): at for at, row in enumerate(self._chosen.rows)}
+        places = {listed[id(worker)]: place for place, worker in enumerate(workers) if id(worker) in listed}
+        self._places = [places[at] for at in range(len(listed))]
+        self._sessions = [row.session for row in self._chosen.rows]
+        return self._chosen
 
 
 def _words(worker: SessionStatus) -> str:

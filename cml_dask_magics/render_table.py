@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from html import escape
 from typing import NamedTuple
 
 from .render_graphs import bar, memory_ink
@@ -30,28 +29,11 @@ COLUMNS = (
     Column("session", "Session", 22),
     Column("ip", "IP address", 17),
     Column("state", "State", 14),
-    Column("cpu", "CPU", 10, numbers=True),
-    Column("memory", "Memory", 19, numbers=True),
-    Column("threads", "Threads", 10, numbers=True),
+    Column("cpu", "CPU", 9, numbers=True),
+    Column("memory", "Memory", 21, numbers=True),
+    Column("threads", "Threads", 9, numbers=True),
     Column("tasks", "Tasks", 8, numbers=True),
 )
-
-# On the table and not on each address: what it copies it reads from the page, so that no foreign text becomes a script.
-# Without a clipboard (a page that did not come over TLS) the older command copies the selection, which stays anyway.
-_COPY = (
-    "const c=event.target.closest('.cdm-copy');if(c){"
-    "const p=c.closest('.cdm-panel'),o=p&&p.querySelector('.cdm-toast'),t=c.textContent,"
-    "f=()=>{if(o){o.textContent='Copied '+t;clearTimeout(o.cdm);o.cdm=setTimeout(()=>o.textContent='',2000)}},"
-    "g=()=>{getSelection().selectAllChildren(c);document.execCommand('copy')&&f()};"
-    "getSelection().selectAllChildren(c);"
-    "navigator.clipboard?navigator.clipboard.writeText(t).then(f,g):g()}"
-)
-_COPY_BY_KEY = (
-    "if((event.key=='Enter'||event.key==' ')&&event.target.closest('.cdm-copy'))"
-    "{event.preventDefault();event.target.click()}"
-)
-COPYING = f' data-lm-suppress-shortcuts="true" onclick="{escape(_COPY)}" onkeydown="{escape(_COPY_BY_KEY)}"'
-"""The attributes of an element in which a click, or Enter, on an address copies it."""
 
 
 def table(
@@ -62,8 +44,7 @@ def table(
     sort: str = "",
     descending: bool = False,
 ) -> str:
-    """A table of sessions; where there is a style sheet, addresses are copied with a click and the titles are left to
-    the widgets above the table.
+    """A table of sessions; in the panel, addresses are copied with a click.
 
     Parameters
     ----------
@@ -79,7 +60,7 @@ def table(
     rows = [] if scheduler is None else [_row(scheduler, now, dress, scheduler=True)]
     rows += [_row(worker, now, dress) for worker in workers]
     return (
-        f"<div{dress('scroll')}{COPYING if dress is classed else ''}>"
+        f"<div{dress('scroll')}>"
         f'<table aria-label="Scheduler and workers"{dress("table")}>'
         f"<thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )

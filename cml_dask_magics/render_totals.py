@@ -20,6 +20,9 @@ _FRESH_S = 2.0
 _KEPT_S = 5.0
 """For how long the threads and memory limits of workers that did not change their states are not added up again."""
 
+_MANY = 500
+"""With more workers than this, not every one of them is looked at for every picture."""
+
 _STATES = attrgetter("state")
 
 
@@ -47,24 +50,31 @@ class Totals(NamedTuple):
 class Tally:
     """Adds up one snapshot after the other, and remembers what cannot have changed in between.
 
-    A worker keeps its threads and its memory limit as long as it lives: they are added up afresh when a worker's state
-    changed, and once in a while. What the workers do now stands in the newest sample, where that is fresh.
+    A worker keeps its threads and its memory limit as long as it lives, and when one comes or goes there is an event.
+    So all of them are added up afresh when a state changed, and once in a while; where there are very many, their
+    states are looked through once in a while, too. What they do now stands in the newest sample, where that is fresh.
     """
 
     def __init__(self) -> None:
         self._states: list[str] = []
+        self._signs: tuple[object, ...] = ()
         self._until: datetime | None = None
         self._counts: Mapping[str, int] = {}
         self._nthreads = self._memory_limit_bytes = 0
 
     def of(self, status: ClusterStatus, now: datetime) -> Totals:
         """Add up a snapshot."""
-        # No loop in Python runs over all workers here: five thousand of them cost little more than one thousand.
-        states = list(map(_STATES, status.workers))
-        if self._until is None or now > self._until or states != self._states:
-            sums = totals(status)
-            self._states, self._counts, self._until = states, sums.states, now + timedelta(seconds=_KEPT_S)
-            self._nthreads, self._memory_limit_bytes = sums.nthreads, sums.memory_limit_bytes
+        signs = status.state, status.requested, len(status.workers), len(status.events), status.events[-1:]
+        settled = len(status.workers) > _MANY and status.state != "starting" and signs == self._signs
+        late = self._until is None or not self._until - timedelta(seconds=_KEPT_S) <= now <= self._until
+        if late or not settled:
+            # No loop in Python runs over all workers here.
+            states = list(map(_STATES, status.workers))
+            if late or states != self._states:
+                sums = totals(status)
+                self._states, self._counts, self._until = states, sums.states, now + timedelta(seconds=_KEPT_S)
+                self._nthreads, self._memory_limit_bytes = sums.nthreads, sums.memory_limit_bytes
+            self._signs = signs
         sample = status.history[-1] if status.history else None
         if sample is None or abs((now - sample.at).total_seconds()) > _FRESH_S or not math.isfinite(sample.cpu_percent):
             return totals(status)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ipywidgets
 from IPython.display import display
 from rich.console import Console
 
@@ -18,25 +17,31 @@ from cml_dask_magics import operations, render
 from cml_dask_magics.cluster import CMLCluster
 from cml_dask_magics.fleet import Ended
 from cml_dask_magics.panel import Panel, PanelActions
+from cml_dask_magics.panel_output import Output
+from cml_dask_magics.panel_several import Several
+from cml_dask_magics.render_rows import PAGE_ROWS
 from cml_dask_magics.status import ClusterStatus
 from cml_dask_magics.watching import StatusCallback
 
 
-@dataclass
 class _Shown:
     """A cluster's one panel, and the outputs that show it."""
 
-    panel: Panel
-    outputs: list[Any] = field(default_factory=list)
+    def __init__(self, panel: Panel) -> None:
+        self.panel = panel
+        self.output = Output(panel.widget, panel.facts)
+        self._kept: tuple[Any, ...] = ()
+        self._kept_at = -_KEEP_EVERY_S
 
-    def display(self) -> None:
-        """Show it in one more place."""
-        self.outputs.append(display(self.panel.mimebundle(), raw=True, display_id=True))
-
-    def refresh_outputs(self) -> None:
-        """Bring what a saved notebook keeps of each output up to date."""
-        for output in self.outputs:
-            output.update(self.panel.mimebundle(), raw=True)
+    def draw(self, status: ClusterStatus) -> None:
+        """Show a snapshot."""
+        self.panel.draw(status)
+        gist = _gist(status)
+        changed = gist != self._kept and time.monotonic() - self._kept_at >= _KEEP_EVERY_S
+        if changed:
+            self._kept, self._kept_at = gist, time.monotonic()
+            self.output.refresh()
+        _tell_several(self.panel, changed)
 
     def finish(self, words: str, kind: Any = "ended") -> None:
         """Leave a summary where the panel was.
@@ -45,16 +50,20 @@ class _Shown:
         until the next cluster ends; then these go, and so many clusters leave no more behind than one.
         """
         self.panel.finish(words, kind=kind)
-        self.refresh_outputs()
+        self.output.end()
+        _tell_several(self.panel, True)
         with _finishing:
-            for former in _finished:
-                former.panel.close()
-            _finished[:] = [self]
+            _finished.append(self)
+            _sweep()
 
+
+_KEEP_EVERY_S = 5.0
+"""What a saved notebook keeps of a panel is brought up to date no more often than this."""
 
 _shown: dict[str, _Shown] = {}
 _finished: list[_Shown] = []
 _finishing = threading.Lock()
+_several: Several | None = None
 
 
 def in_notebook(shell: Any) -> bool:
@@ -67,11 +76,11 @@ def starting(shell: Any, name: str, state_directory: Path) -> Iterator[StatusCal
     """Show a cluster while it comes up; gives what is to be called with each snapshot."""
     if in_notebook(shell):
         shown = _shown_for(name, state_directory)
-        shown.display()
+        shown.output.display()
         # Clicks wait in the kernel's queue until the cell is done; the panel says so.
         shown.panel.busy(True)
         try:
-            yield shown.panel.draw
+            yield shown.draw
         except BaseException as error:
             if operations.held(name) is None and _shown.pop(name, None) is shown:
                 shown.finish(str(error) or "Interrupted; every session that was launched has been stopped.", "failed")
@@ -80,7 +89,7 @@ def starting(shell: Any, name: str, state_directory: Path) -> Iterator[StatusCal
             shown.panel.busy(False)
             if _shown.get(name) is shown:
                 follow(name)
-                shown.refresh_outputs()
+                shown.output.refresh()
     elif sys.stdout.isatty():
         with Console().status(f"{name}: asking the platform for sessions") as line:
             yield lambda status: line.update(render.progress_line(status))
@@ -99,11 +108,11 @@ def panels(state_directory: Path, statuses: Sequence[ClusterStatus]) -> None:
             bundle = {"text/html": render.to_html(status), "text/plain": render.to_text([status])}
             display(bundle, raw=True)
     for status in live:
-        _shown_for(status.name, state_directory).panel.draw(status)
+        _shown_for(status.name, state_directory).draw(status)
     if len(live) == 1:
-        _shown[live[0].name].display()
+        _shown[live[0].name].output.display()
     elif live:
-        _display_several(live)
+        _display_several([_shown[status.name].panel for status in live])
     for status in live:
         follow(status.name)
 
@@ -113,7 +122,7 @@ def follow(name: str) -> None:
     shown = _shown.get(name)
     if shown is not None:
         panel = shown.panel
-        operations.follow(name, panel.draw, _on_end(name, shown), wanted=lambda: panel.shown)
+        operations.follow(name, shown.draw, _on_end(name, shown), wanted=lambda: panel.shown)
 
 
 def ended_words(ended: Ended, peak_memory_bytes: int = 0) -> str:
@@ -128,14 +137,48 @@ def ended_words(ended: Ended, peak_memory_bytes: int = 0) -> str:
     )
 
 
-def _display_several(live: Sequence[ClusterStatus]) -> None:
-    lines = [render.progress_line(status) for status in live]
-    roots = [_shown[status.name].panel.widget for status in live]
-    several = ipywidgets.Accordion(children=roots, titles=lines, selected_index=0)
-    bundle = dict(several._repr_mimebundle_())
-    bundle["text/html"] = "".join(render.to_html(status) for status in live)
-    bundle["text/plain"] = render.to_text(live)
-    display(bundle, raw=True)
+def _display_several(live: Sequence[Panel]) -> None:
+    """Show one list of clusters, the same one wherever it was shown before, as long as a cluster in it is alive."""
+    global _several
+    with _finishing:
+        if _several is None or _several.finished:
+            former, _several = _several, Several(live)
+            if former is not None:
+                former.close()
+        else:
+            _several.hold(live)
+        _sweep()
+    _several.output.display()
+
+
+def _tell_several(panel: Panel, changed: bool) -> None:
+    several = _several  # another thread may put another one in its place
+    if several is not None and panel in several.panels:
+        several.draw()
+        if several.finished:
+            several.output.end()
+        elif changed:
+            several.output.refresh()
+
+
+def _sweep() -> None:
+    """Release the summaries that no page needs: all but the last, and those on a list of clusters that is shown."""
+    global _several
+    last = _finished[-1].panel if _finished else None
+    if _several is not None and _several.finished and last not in _several.panels:
+        _several.close()
+        _several = None
+    listed = _several.panels if _several is not None else ()
+    for shown in [each for each in _finished if each.panel is not last and each.panel not in listed]:
+        _finished.remove(shown)
+        shown.panel.close()
+
+
+def _gist(status: ClusterStatus) -> tuple[Any, ...]:
+    """What makes a picture of a cluster an old one; as much work for many workers as for few."""
+    sessions = (status.scheduler, *status.workers[:PAGE_ROWS])
+    seen = tuple((each.session, each.state, each.ip_address) for each in sessions if each is not None)
+    return status.state, status.requested, status.adapt, status.dashboard_link, len(status.workers), seen
 
 
 def _shown_for(name: str, state_directory: Path) -> _Shown:

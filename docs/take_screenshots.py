@@ -2,7 +2,8 @@
 
 pip install -e '.[test]' && python docs/take_screenshots.py docs
 
-Needs Debian's ``chromium`` (or ``CHROMIUM=path``). ``jupyterlab.png`` is the README's.
+Needs Debian's ``chromium`` (or ``CHROMIUM=path``). The README shows ``jupyterlab.png``, ``running-dark.png``,
+``starting.png``, ``several.png`` and ``summary.png``; the others are to be looked at.
 """
 
 from __future__ import annotations
@@ -15,11 +16,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from jupyter_in_session import browser_page, jupyter, run_all, write_notebook
+from jupyter_in_session import browser_page, jupyter, run_all, set_panel_width, write_notebook
+from PIL import Image
 from workspace import Session, Workspace
 
 UP = "%load_ext cml_dask_magics\n%dask_up 4 --cpu 2 --memory 8"
 WORK = "work = client.map(lambda i: sum(range(i)), [10**7] * 400, pure=False)"
+VIEWPORT = {"width": 1200, "height": 760}
+SEVERAL = [
+    "%load_ext cml_dask_magics\n%dask_up 2 --name etl",
+    "%dask_up 1 --name training",
+    "%dask_up 1 --name tests",
+    "%dask_status",
+    "%dask_down tests",
+]
 DARK = '{"theme": "JupyterLab Dark"}'
 
 
@@ -31,22 +41,28 @@ def take(page: Any, address: str, folder: Path, suffix: str) -> None:
     panel.wait_for()
     page.wait_for_timeout(2500)
     panel.screenshot(path=folder / f"starting{suffix}.png")
-    page.get_by_text("4 of 4 workers").first.wait_for()
+    panel.get_by_text("4 of 4 workers").first.wait_for()
     page.wait_for_timeout(30_000)  # let the graphs show something
-    page.locator(".cdm-panel").first.screenshot(path=folder / f"running{suffix}.png")
+    panel.screenshot(path=folder / f"running{suffix}.png")
     page.screenshot(path=folder / f"jupyterlab{suffix}.png")
-    page.set_viewport_size({"width": 600, "height": 900})
+    page.keyboard.press("Control+b")  # the file browser goes
+    for width in (600, 560):
+        set_panel_width(page, panel, width)
+        panel.screenshot(path=folder / f"running-{width}{suffix}.png")
+    panel.get_by_role("button", name="More ▾").click()
+    panel.get_by_role("button", name="Log", exact=True).click()
     page.wait_for_timeout(1500)
-    page.screenshot(path=folder / f"narrow{suffix}.png")
-    page.set_viewport_size({"width": 1280, "height": 800})
-    panel = page.locator(".cdm-panel").first
+    panel.screenshot(path=folder / f"more-560{suffix}.png")
+    panel.get_by_role("button", name="Less ▴").click()
+    page.set_viewport_size(VIEWPORT)
     panel.get_by_role("button", name="Stop", exact=True).click()
     page.wait_for_timeout(700)
     panel.screenshot(path=folder / f"asking{suffix}.png")
     panel.get_by_role("button", name="Stop them").click()
     page.get_by_text("Stopped cluster").first.wait_for()
     page.wait_for_timeout(700)
-    page.locator(".jp-OutputArea").first.screenshot(path=folder / f"stopped{suffix}.png")
+    summary = page.locator(".jp-OutputArea-child:visible").filter(has_text="Stopped cluster").first
+    summary.locator(".jp-OutputArea-output > div").first.screenshot(path=folder / f"summary{suffix}.png")
 
 
 def fail(page: Any, address: str, folder: Path, suffix: str) -> None:
@@ -58,9 +74,21 @@ def fail(page: Any, address: str, folder: Path, suffix: str) -> None:
     page.locator(".jp-OutputArea").first.screenshot(path=folder / f"failed{suffix}.png")
 
 
+def several(page: Any, address: str, folder: Path, suffix: str) -> None:
+    """Three clusters, of which one has been stopped."""
+    page.goto(f"{address}/lab/workspaces/several/tree/several.ipynb")
+    run_all(page)
+    shown = page.locator(".cdm-several")
+    shown.get_by_text("● etl: running").wait_for()
+    page.wait_for_timeout(8000)
+    shown.get_by_text("▲").or_(shown.get_by_text("■")).first.wait_for()
+    shown.screenshot(path=folder / f"several{suffix}.png")
+
+
 def session_pictures(workspace: Workspace, session: Session, work: Path, folder: Path, dark: bool) -> None:
     """All pictures of one theme."""
     write_notebook(work / "panel.ipynb", [UP, WORK])
+    write_notebook(work / "several.ipynb", SEVERAL)
     write_notebook(work / "failing.ipynb", ["%load_ext cml_dask_magics\n%dask_up 3 --name night-run"])
     if dark:
         settings = work / ".jupyter" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
@@ -69,9 +97,10 @@ def session_pictures(workspace: Workspace, session: Session, work: Path, folder:
     suffix = "-dark" if dark else ""
     with (
         jupyter(session, work) as address,
-        browser_page(viewport={"width": 1280, "height": 800}, device_scale_factor=1.5) as page,
+        browser_page(viewport=VIEWPORT, device_scale_factor=1.25) as page,
     ):
         take(page, address, folder, suffix)
+        several(page, address, folder, suffix)
         workspace.fault("launch_refused", skip=2, times=1, message="quota of 8 cores exceeded")
         fail(page, address, folder, suffix)
         workspace.clear_faults()
@@ -86,6 +115,9 @@ def main() -> None:
         for dark in (False, True):
             with tempfile.TemporaryDirectory() as work:
                 session_pictures(workspace, workspace.open_session(), Path(work), folder, dark)
+    for path in folder.glob("*.png"):
+        # 256 colours are enough for a page, and a third of the size.
+        Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -105,6 +105,30 @@ def run_all(page: Any) -> None:
     raise TimeoutError("the notebook's cells do not run")
 
 
+def set_panel_width(page: Any, panel: Any, width: int) -> None:
+    """Make the window as wide as the panel needs to be that wide."""
+    for _ in range(2):
+        window = page.viewport_size
+        wider = width - panel.bounding_box()["width"]
+        page.set_viewport_size({"width": round(window["width"] + wider), "height": 1000})
+        page.wait_for_timeout(1500)
+
+
+def save(page: Any) -> None:
+    """Save the notebook on the page, by the menu (a widget keeps keys to itself), and wait until it is."""
+    page.click(".lm-MenuBar-itemLabel:text-is('File')")
+    page.click(".lm-Menu-itemLabel:text-matches('^Save( Notebook)?$')")
+    page.locator(".jp-mod-dirty").first.wait_for(state="detached")
+
+
+def end_kernels(page: Any, address: str) -> None:
+    """Shut every kernel of the server down, as somebody does who leaves for the day."""
+    token = next((each["value"] for each in page.context.cookies() if each["name"] == "_xsrf"), "")
+    for session in page.request.get(f"{address}/api/sessions").json():
+        answer = page.request.delete(f"{address}/api/sessions/{session['id']}", headers={"X-XSRFToken": token})
+        assert answer.ok, answer.status
+
+
 @contextlib.contextmanager
 def _forwarded(path: Path) -> Iterator[int]:
     """A port of this machine's loopback whose connections go to a Unix socket."""

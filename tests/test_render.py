@@ -14,8 +14,8 @@ import pytest
 
 from cml_dask_magics import render, render_html, render_words
 from cml_dask_magics.render_looks import classed, stylesheet
-from cml_dask_magics.render_rows import SORTS, Wanted, choose
-from cml_dask_magics.render_table import COPYING, table
+from cml_dask_magics.render_rows import SORTS, Chooser, Wanted, choose
+from cml_dask_magics.render_table import table
 from cml_dask_magics.render_totals import Tally, totals
 from cml_dask_magics.status import ClusterStatus, Event, Sample, SessionStatus, Usage
 
@@ -340,9 +340,7 @@ def test_text_from_elsewhere_is_shown_and_never_run(dress: Any) -> None:
         events=(Event(NOW, NASTY),),
     )
     html = pieces(nasty, dress) + render_html.summary(NASTY, NASTY, "failed", dress) + render_html.busy(NASTY, dress)
-    html += render_html.log(NASTY, [NASTY], dress)
-    assert html.count(COPYING) == (dress is classed)
-    html = html.replace(COPYING, "")
+    html += render_html.log(NASTY, [NASTY], dress) + render_html.last_seen(nasty, NOW, dress)
     page = Page(html)
     assert not page.tags("script")
     assert "<script" not in html
@@ -551,3 +549,48 @@ def test_what_is_added_up_quickly_is_what_is_added_up_in_full() -> None:
     # A sample that is old says nothing of now.
     assert tally.of(status, NOW + timedelta(minutes=1)) == totals(status)
     assert tally.of(replace(status, history=()), NOW) == totals(status)
+
+
+def test_the_line_of_a_cluster_in_a_list_changes_only_when_there_is_news() -> None:
+    assert render.status_line(cluster()) == render.status_line(cluster(idle_s=800.0, history=history()))
+    assert render.status_line(cluster()) == "● default: running · 4 of 4 workers"
+    assert render.status_line(starting()) == "◐ default: starting · 2 of 4 workers · 1 starting · 1 pending"
+    assert render.ended_line("etl", "failed") == "✖ etl: failed"
+
+
+def test_a_summary_lists_the_first_sessions_as_they_were_last_seen() -> None:
+    crowd = cluster(requested=50, workers=tuple(worker(index) for index in range(50)))
+    words = " ".join(Page(render_html.last_seen(crowd, NOW, render_html.inline)).words)
+    assert "2026-01-31 12:12:00 UTC" in words
+    assert "scheduler1" in words and "100.66.1.19" in words and "worker0020" not in words
+    assert "… and 30 more" in words
+    assert render_html.last_seen(cluster(scheduler=None, workers=()), NOW, render_html.inline) == ""
+
+
+def test_a_page_sorted_by_what_always_changes_is_in_order_and_soon_has_the_right_workers() -> None:
+    chooser, wanted = Chooser(), Wanted("cpu", descending=True)
+
+    def page(seconds: float, *percents: float, states: dict[str, int] | None = None) -> list[str]:
+        workers = tuple(worker(index, cpu_percent=percent) for index, percent in enumerate(percents))
+        now = NOW + timedelta(seconds=seconds)
+        chosen = chooser.choose(workers, wanted, states or {"running": len(percents)}, now)
+        return [row.session[-2:] + f"={row.cpu_percent:.0f}" for row in chosen.rows][:3]
+
+    low = [1.0] * 100
+    assert page(0, 50, 40, 30, *low)[:3] == ["00=50", "01=40", "02=30"]
+    assert page(1, 30, 40, 50, *low)[:3] == ["02=50", "01=40", "00=30"], "fresh figures, in order"
+    assert page(2, 30, 40, 50, *low, 90)[0] == "03=90", "another worker came"
+    assert page(3, 30, 40, 95, *low, 90)[0] == "02=95"
+    assert page(9, 30, 40, 50, *([1.0] * 99), 99, 90)[0] == "02=99", "after a while all are looked at"
+    assert page(10, 1, 1, 1, *([1.0] * 99), 1, 90, states={"running": 103, "failed": 1})[0] == "03=90"
+
+
+def test_a_crowd_is_counted_anew_when_something_happened_and_after_a_while() -> None:
+    crowd = cluster(requested=1000, workers=tuple(worker(index) for index in range(1000)), history=history())
+    fewer = replace(crowd, workers=(worker(0, state="failed"), *crowd.workers[1:]))
+    tally = Tally()
+    assert tally.of(crowd, NOW).ready == 1000
+    told = replace(fewer, events=(*fewer.events, Event(NOW, "a worker left")))
+    assert tally.of(told, NOW + timedelta(seconds=1)).ready == 999
+    assert tally.of(replace(crowd, events=told.events), NOW + timedelta(seconds=7)).ready == 1000
+    assert tally.of(replace(fewer, state="starting"), NOW + timedelta(seconds=8)).failed == 1
