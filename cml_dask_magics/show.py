@@ -207,8 +207,10 @@ def _on_end(name: str, shown: _Shown) -> Callable[[CMLCluster], None]:
         if cluster.failure is not None:
             shown.finish(str(cluster.failure), kind="failed")
         elif cluster.ended is not None:
-            shown.finish(ended_words(cluster.ended, cluster.peak_memory_bytes))
+            why = f"{cluster.parting_words}. " if cluster.parting_words else ""
+            shown.finish(why + ended_words(cluster.ended, cluster.peak_memory_bytes))
         else:
-            shown.finish(f"This kernel no longer follows the cluster; %dask_status {name} shows it.")
+            followed = f"This kernel no longer follows the cluster; %dask_status {name} shows it."
+            shown.finish(cluster.parting_words or followed)
 
     return finish

@@ -48,7 +48,7 @@ class SteeringCluster(ScalableCluster):
         """See what has happened to the cluster, and do what has to be done about it."""
         try:
             if not await asyncio.to_thread(self._fleet.refresh):
-                self._part(f"cluster {self.name!r} was stopped from another kernel")
+                self._part(f"Cluster {self.name!r} was stopped from another kernel")
                 return
             self._mirror_adapting()
             if self._fleet.record.state == "stopping":
@@ -71,7 +71,7 @@ class SteeringCluster(ScalableCluster):
         if self._scheduler_is_gone():
             if await asyncio.to_thread(self._healer.ended_idle):
                 self.shutdown_on_close = True
-                self._part("nobody worked for as long as its idle timeout says")
+                self._part(f"Cluster {self.name!r} ended by itself: nobody worked for its idle timeout")
             else:
                 await asyncio.to_thread(self._healer.end_lost)
             return
