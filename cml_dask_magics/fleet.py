@@ -14,7 +14,7 @@ from typing import Any
 from cml_dask_magics.accounting import usage, with_usage_until_now
 from cml_dask_magics.commands import SCHEDULER_FILE
 from cml_dask_magics.launched import STOP_TIMEOUT_S, LaunchedFleet
-from cml_dask_magics.liveness import answers
+from cml_dask_magics.liveness import answers, scheduler_address
 from cml_dask_magics.records import Record
 from cml_dask_magics.registry import GoneError, RegistryError
 from cml_dask_magics.runs import scheduler_session, session_record
@@ -159,6 +159,7 @@ class Fleet(LaunchedFleet):
             return self._ended(self._record, 0)
         except RegistryError:  # a full disk must not keep anybody from stopping
             record = self._record = replace(self._record, state="stopping")
+        address = scheduler_address(record, self.folder)
         # From here on what starts late ends by itself (see `commands`); what started before has left its log.
         (self.folder / SCHEDULER_FILE).unlink(missing_ok=True)
         deadline = time.monotonic() + timeout_s
@@ -177,7 +178,7 @@ class Fleet(LaunchedFleet):
             suspects_left = self._suspects_left(record, stopped, min(deadline, time.monotonic() + _SUSPECT_WAIT_S))
             if not suspects_left and not self._unaccounted(record) - stopped:
                 break
-        self._see_the_scheduler_end(record, deadline)
+        self._see_the_scheduler_end(record, address, deadline)
         self.unwatch()
         record = replace(with_usage_until_now(record), sessions=())
         self.registry.forget(record)
@@ -257,9 +258,9 @@ class Fleet(LaunchedFleet):
             time.sleep(0.2)
         return False
 
-    def _see_the_scheduler_end(self, record: Record, deadline: float) -> None:
+    def _see_the_scheduler_end(self, record: Record, address: str | None, deadline: float) -> None:
         """Proof for sessions that our listing does not show: workers end with their scheduler, so it must be silent."""
-        address, visible = record.scheduler_address, set(self._visible())
+        visible = set(self._visible())
         schedulers = [session.id for session in record.sessions if session.role == "scheduler"]
         if address is None or visible.issuperset(session.id for session in record.sessions):
             return

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from cml_dask_magics.commands import SCHEDULER_FILE
 from cml_dask_magics.records import NAME, Record, record_from_json, record_to_json
 from cml_dask_magics.runs import CLAIM_FILE, LOGS, close_run, salvaged_record, session_logs, unknown_launches
 
@@ -141,15 +140,17 @@ class Registry:
                 new.mkdir(mode=0o700)
                 made.append(new)
             write_private(draft / "record.json", record_to_json(record))
-            # For whoever must go on without the record: one that is broken or deleted.
-            write_private(run / CLAIM_FILE, record_to_json(record))
             if folder.exists() and not self._record_path(record.name).exists():
                 folder.rename(stale)  # its record was deleted by hand; a claim always comes with one
                 shutil.rmtree(stale, ignore_errors=True)
             # A rename onto a folder that is not empty fails: of two claims at once, one wins, with its record whole.
             draft.rename(folder)
+            made.append(folder)
+            # For whoever must go on without the record, because it is broken or deleted. As long as this is here, there
+            # must be a record.
+            write_private(run / CLAIM_FILE, record_to_json(record))
         except OSError as error:
-            for new in made:
+            for new in reversed(made):
                 shutil.rmtree(new, ignore_errors=True)
             if self._record_path(record.name).exists():
                 raise NameTakenError(record.name) from None
@@ -233,8 +234,8 @@ class Registry:
         return sorted((run for run in runs if name in ("*", self._run_of(run))), key=lambda run: run.stat().st_mtime)
 
     def _open_runs(self, name: str) -> list[Path]:
-        """Run folders that sessions may still start from."""
-        return self._runs(name, SCHEDULER_FILE)
+        """Run folders of clusters that have not been forgotten."""
+        return self._runs(name, CLAIM_FILE)
 
     def _record_of(self, run: Path) -> Record | None:
         name = self._run_of(run)

@@ -221,8 +221,8 @@ class World:
         return any(kernel.alive and kernel.pid == owner.pid for kernel in self.kernels)
 
     @contextlib.contextmanager
-    def acting(self, kernel: Kernel) -> Iterator[None]:
-        """Let a kernel do something, and possibly die of it."""
+    def acting(self, kernel: Kernel, quietly: bool = True) -> Iterator[None]:
+        """Let a kernel do something, and possibly die of it, or be told (`quietly`: unheard) why it cannot be done."""
         self.current = kernel
         claims._pools.clear()
         try:
@@ -230,7 +230,8 @@ class World:
         except Killed:
             kernel.held.clear()
         except EXPECTED:
-            pass
+            if not quietly:
+                raise
 
     def hold(self, kernel: Kernel, cluster: Fleet) -> Held:
         watch = sessions._Watch(cluster._visible, cluster.observe)

@@ -74,7 +74,7 @@ def test_workers_die_and_listings_fail_while_a_computation_goes_on(notebook: Not
     print(
         f"\n{time.monotonic() - began:.0f} s: {rounds} rounds of 200 tasks, all right; {len(killed)} workers killed; "
         f"{launched} launch requests; the kernel's memory {rss[0]:.0f} MiB at first, {rss[-1]:.0f} at "
-        f"last (median {statistics.median(rss):.0f}); threads {looks[0]['threads']} -> {looks[-1]['threads']}; "
+        f"last ({' '.join(f'{each:.0f}' for each in rss)}); threads {looks[0]['threads']} -> {looks[-1]['threads']}; "
         f"open files {looks[0]['files']} -> {looks[-1]['files']}"
     )
     assert rss[-1] < rss[0] * 1.15 + 10, "the kernel's memory grows"

@@ -20,13 +20,13 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from memory_platform import HTML
 from small_world import World
 
 from cml_dask_magics.records import record_from_json
 
 STEPS = int(os.environ.get("STEPS", "3000"))
 STEPS_A_RUN = 30
+HTML = "<html>502 Bad Gateway</html>"
 NAMES = st.sampled_from(["a", "b"])
 KERNELS = st.integers(0, 2)
 count = {"steps": 0, "runs": 0, "launched": 0, "killed": 0}
@@ -230,11 +230,11 @@ class Life(RuleBasedStateMachine):
             world.clock.sleep(1)
             for number in (0, 2):
                 self.restart(number)
-            for _ in range(2):
+            for last in (False, True):
                 for number in (0, 2):
                     kernel = world.kernels[number]
                     for name in world.registry.names():
-                        with world.acting(kernel):
+                        with world.acting(kernel, quietly=not last):
                             world.down(kernel, name)
                 world.clock.sleep(1)
             assert not world.ours(), "sessions are left that %dask_down --all did not stop"
