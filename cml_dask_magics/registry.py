@@ -61,7 +61,8 @@ class Registry:
     def names(self) -> list[str]:
         """Names of the clusters that have a record, or whose sessions may run though it was deleted; sorted."""
         try:
-            on_record = {entry.name for entry in os.scandir(self.directory / "clusters") if NAME.fullmatch(entry.name)}
+            folders = {entry.name for entry in os.scandir(self.directory / "clusters") if NAME.fullmatch(entry.name)}
+            on_record = {name for name in folders if os.path.lexists(self._record_path(name))}
         except FileNotFoundError:
             on_record = set()
         except OSError as error:

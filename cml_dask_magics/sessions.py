@@ -256,13 +256,30 @@ class SessionPool:
                 listing = self.listing()
                 for watch in watches:
                     try:
-                        pending |= _tell(watch, listing)
+                        pending |= self._tell(watch, listing)
                     except Exception:  # one cluster's trouble must not leave the others unwatched
                         logger.warning("a listing could not be taken in", exc_info=True)
             interval_s = min(interval_s * 1.3, _POLL_PENDING_S if pending else _POLL_QUIET_S)
             if self._wake.wait(interval_s):
                 self._wake.clear()
                 interval_s = _POLL_FIRST_S
+
+    def _tell(self, watch: _Watch, listing: Mapping[str, SessionInfo]) -> bool:
+        """Tell a watcher what a listing shows of its sessions; whether it still waits for some of them."""
+        infos = {}
+        for session in watch.ids():
+            info = listing.get(session)
+            absence = watch.absences.setdefault(session, _Absence())
+            absence.note(info is None)
+            if info is not None:
+                infos[session] = info
+            elif absence.proves:
+                # Should it be there all the same, it must not go on where nobody knows it any more.
+                self._ask_to_stop([session])
+                infos[session] = SessionInfo(session, "ended", "gone from the platform's list")
+        watch.tell(infos)
+        waiting = any(info.phase == "pending" or info.ip_address is None for info in infos.values())
+        return waiting or any(session not in infos for session in watch.ids())
 
     def _ask_to_stop(self, ids: Collection[str]) -> dict[str, str]:
         """The one place where the platform is told to stop anything. Returns what it said, by id."""
@@ -297,27 +314,6 @@ class SessionPool:
             return set(self.listing())
         except PlatformError:
             return None
-
-
-def _tell(watch: _Watch, listing: Mapping[str, SessionInfo]) -> bool:
-    """Tell a watcher what a listing shows of its sessions; whether it still waits for some of them."""
-    infos = _follow(watch, listing)
-    watch.tell(infos)
-    waiting = any(info.phase == "pending" or info.ip_address is None for info in infos.values())
-    return waiting or any(session not in infos for session in watch.ids())
-
-
-def _follow(watch: _Watch, listing: Mapping[str, SessionInfo]) -> dict[str, SessionInfo]:
-    infos = {}
-    for session in watch.ids():
-        info = listing.get(session)
-        absence = watch.absences.setdefault(session, _Absence())
-        absence.note(info is None)
-        if info is not None:
-            infos[session] = info
-        elif absence.proves:
-            infos[session] = SessionInfo(session, "ended", "gone from the platform's list")
-    return infos
 
 
 def _read_session(answer: Any) -> SessionInfo | None:

@@ -241,7 +241,7 @@ class World:
 
     def poll(self, held: Held) -> None:
         with contextlib.suppress(PlatformError):
-            sessions._tell(held.watch, held.fleet.pool.listing())
+            held.fleet.pool._tell(held.watch, held.fleet.pool.listing())
 
     def up(self, kernel: Kernel, name: str, n: int) -> None:
         """What ``%dask_up n --name name`` does, without Dask."""

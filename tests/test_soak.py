@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import statistics
 import time
 
 import pytest
@@ -77,7 +76,8 @@ def test_workers_die_and_listings_fail_while_a_computation_goes_on(notebook: Not
         f"last ({' '.join(f'{each:.0f}' for each in rss)}); threads {looks[0]['threads']} -> {looks[-1]['threads']}; "
         f"open files {looks[0]['files']} -> {looks[-1]['files']}"
     )
-    assert rss[-1] < rss[0] * 1.15 + 10, "the kernel's memory grows"
+    # A plain Dask client keeps some 0.12 MiB of each round of 200 tasks.
+    assert rss[-1] < rss[0] + 0.15 * rounds + 15, "the kernel's memory grows"
     assert looks[-1]["threads"] <= looks[0]["threads"] + 2
     assert looks[-1]["files"] <= looks[0]["files"] + 8
     assert "Stopped cluster 'default': 4 sessions" in notebook.run("%dask_down")
