@@ -12,6 +12,8 @@ from pathlib import Path
 from cml_dask_magics.config import Settings
 
 SCHEDULER_FILE = "scheduler.json"
+# What the scheduler file is called once its cluster is being stopped.
+FORMER_SCHEDULER_FILE = "scheduler.former.json"
 SCHEDULER_SESSION_FILE = "scheduler.session"
 LOG_SUFFIX = ".log"
 _GIB = 2**30

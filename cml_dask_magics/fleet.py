@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cml_dask_magics.accounting import usage, with_usage_until_now
-from cml_dask_magics.commands import SCHEDULER_FILE
+from cml_dask_magics.commands import FORMER_SCHEDULER_FILE, SCHEDULER_FILE
 from cml_dask_magics.launched import STOP_TIMEOUT_S, LaunchedFleet
 from cml_dask_magics.liveness import answers, scheduler_address
 from cml_dask_magics.records import Record
@@ -161,7 +161,8 @@ class Fleet(LaunchedFleet):
             record = self._record = replace(self._record, state="stopping")
         address = scheduler_address(record, self.folder)
         # From here on what starts late ends by itself (see `commands`); what started before has left its log.
-        (self.folder / SCHEDULER_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.folder / SCHEDULER_FILE).rename(self.folder / FORMER_SCHEDULER_FILE)
         deadline = time.monotonic() + timeout_s
         self._suspects |= self._suspects_of(record)
         stopped: set[str] = set()

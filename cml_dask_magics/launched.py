@@ -128,7 +128,7 @@ class LaunchedFleet:
         RuntimeError
             If the cluster is being stopped.
         """
-        return self._launch(role, lambda _: n, automatic=False)
+        return self._launch(role, lambda _: n, automatic=False, requested=None)
 
     def grow(self, n: int, *, automatic: bool = False) -> Launched:
         """Launch what is missing to `n` workers, counting what any kernel is about to launch.
@@ -137,9 +137,11 @@ class LaunchedFleet:
         ----------
         n : int
         automatic : bool
-            Whether nobody asked for it by hand: the cluster heals, or follows its load.
+            Whether nobody asked for it by hand: the cluster heals, or follows its load. What is asked for by hand, and
+            granted in full, is what the record asks for from then on.
         """
-        return self._launch("worker", lambda record: n - self._coming(record), automatic=automatic)
+        requested = None if automatic else n
+        return self._launch("worker", lambda record: n - self._coming(record), automatic, requested)
 
     def _coming(self, record: Record) -> int:
         """How many workers there are or will be."""
@@ -153,7 +155,7 @@ class LaunchedFleet:
     def _is_over(launch: Launch, now: float) -> bool:
         return launch.answered or not kernel_may_live(launch.owner) or now > launch.at + _LAUNCH_LIMIT_S
 
-    def _launch(self, role: Role, count: Callable[[Record], int], automatic: bool) -> Launched:
+    def _launch(self, role: Role, count: Callable[[Record], int], automatic: bool, requested: int | None) -> Launched:
         with self._changed:
             if self._ending:
                 raise RuntimeError(f"cluster {self._record.name!r} is being stopped")
@@ -173,14 +175,16 @@ class LaunchedFleet:
             launched = self.pool.launch(intent.n, options=self.settings.launch_options, **self._request(role))
             self._suspects |= set(launched.suspects)
             self._refusals += [(role, words) for words in launched.refusals]
-            self._write_down(role, intent, launched, automatic)
+            self._write_down(role, intent, launched, automatic, requested)
             return launched
         finally:
             with self._changed:
                 self._in_flight -= 1
                 self._changed.notify_all()
 
-    def _write_down(self, role: Role, intent: Launch, launched: Launched, automatic: bool) -> None:
+    def _write_down(
+        self, role: Role, intent: Launch, launched: Launched, automatic: bool, requested: int | None
+    ) -> None:
         """Put what a launch call came to in the place of the intent."""
         ids = [info.id for info in launched.sessions] + list(launched.strays)
         app_urls = {info.id: info.app_url for info in launched.sessions}
@@ -191,7 +195,9 @@ class LaunchedFleet:
             launching = tuple(launch for launch in record.launching if launch.id != intent.id)
             if launched.doubtful:
                 launching += (replace(intent, answered=True),)
-            return replace(record, sessions=(*others, *new), launching=launching)
+            # In one go with the sessions: another kernel must not take them for too many.
+            asked_for = record.requested if requested is None or launched.refusals else requested
+            return replace(record, sessions=(*others, *new), launching=launching, requested=asked_for)
 
         try:
             self.update(account)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from cml_dask_magics.commands import SCHEDULER_FILE
+from cml_dask_magics.commands import FORMER_SCHEDULER_FILE, SCHEDULER_FILE
 from cml_dask_magics.records import Owner, Record
 
 Liveness = Literal["answers", "starting", "silent"]
@@ -59,11 +59,14 @@ def scheduler_address(record: Record, run_folder: Path) -> str | None:
     """Where the cluster's scheduler listens, once it has said so."""
     if record.scheduler_address:
         return record.scheduler_address
-    try:
-        address = json.loads((run_folder / SCHEDULER_FILE).read_text())["address"]
-    except (OSError, ValueError, KeyError, TypeError):  # not written yet, or half
-        return None
-    return address if isinstance(address, str) and address else None
+    for name in (SCHEDULER_FILE, FORMER_SCHEDULER_FILE):
+        try:
+            address = json.loads((run_folder / name).read_text())["address"]
+        except (OSError, ValueError, KeyError, TypeError):  # not written yet, or half
+            continue
+        if isinstance(address, str) and address:
+            return address
+    return None
 
 
 def kernel_may_live(kernel: Owner) -> bool:

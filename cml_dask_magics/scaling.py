@@ -81,12 +81,16 @@ class ScalableCluster(ConnectedCluster):
     async def _grow(self, n: int) -> None:
         """Launch what is missing to `n` workers, or nothing."""
         async with self._scaling:
+            before = self._fleet.record.requested
             launched = await asyncio.to_thread(self._fleet.grow, n)
             if launched.refusals:
                 came = [info.id for info in launched.sessions]
                 message = await asyncio.to_thread(self._fleet.tidy_refusal, launched, [*launched.strays, *came])
                 raise RuntimeError(f"cluster {self.name!r} stays at {len(self.plan)} workers: {message}")
-            await asyncio.to_thread(self._note_requested, n, self._who)
+            if n != before:
+                await asyncio.to_thread(self._note_scaled, n, self._who)
+            else:
+                await asyncio.to_thread(self._try_again)
 
     async def _shrink(self, n: int) -> None:
         async with self._scaling:
@@ -135,13 +139,14 @@ class ScalableCluster(ConnectedCluster):
         """Write down how many workers are asked for, if that is news."""
         if n != self._fleet.record.requested:
             self._note_scaled(n, by)
-        elif by == self._who and self._fleet.record.failed_replacements:
-            self._fleet.update(lambda record: replace(record, failed_replacements=0))
+
+    def _try_again(self) -> None:
+        """Who asks by hand wants to see it tried again, whatever failed before."""
+        self._fleet.update(lambda record: replace(record, failed_replacements=0))
 
     def _note_scaled(self, n: int, by: str) -> None:
         event = f"scaled to {n} worker{'s' if n != 1 else ''} by {by}"
-        # Who asks by hand wants to see it tried again, whatever failed before.
-        again = by == self._who
+        again = by == self._who  # see `_try_again`
 
         def change(record: Record) -> Record:
             failed = 0 if again else record.failed_replacements

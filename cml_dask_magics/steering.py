@@ -86,7 +86,10 @@ class SteeringCluster(ScalableCluster):
         if fleet.record.adapt is not None:
             return
         if len(fleet.plan) > fleet.record.requested:  # sessions of a broken launch call that turned out to be ours
-            await self._shrink(fleet.record.requested)
+            async with self._scaling:  # whoever scales now may have asked for more meanwhile
+                surplus = len(fleet.plan) > fleet.record.requested
+            if surplus:
+                await self._shrink(fleet.record.requested)
         else:
             await asyncio.to_thread(self._healer.heal)
 
@@ -139,12 +142,18 @@ class SteeringCluster(ScalableCluster):
         """Let go of the cluster, for a reason that the user did not give."""
         if self._parting is None:
             self.parting_words = why
-            self._parting = asyncio.ensure_future(self._close())
+            self._parting = asyncio.ensure_future(self._close_quietly())
             if not self.asynchronous:
                 # The loop's thread ends with it, and cannot be waited for from there.
                 self._parting.add_done_callback(
                     lambda _: threading.Thread(target=self._loop_runner.stop, daemon=True).start()
                 )
+
+    async def _close_quietly(self) -> None:
+        try:
+            await self._close()
+        except StillUpError as error:  # they are on record; nobody waits for this
+            logger.warning("%s", error)
 
     def _mirror_adapting(self) -> None:
         """Follow what the record says of adaptive scaling, whichever kernel wrote it."""

@@ -200,14 +200,13 @@ class Life(RuleBasedStateMachine):
     def every_session_that_lives_is_known(self) -> None:
         for session in self.world.ours():
             folder = Path(session.env["CML_DASK_FOLDER"])
-            is_open = (folder / "scheduler.json").exists()
-            if session.status == "scheduling" and not is_open:
+            if session.status == "scheduling" and not (folder / "scheduler.json").exists():
                 continue  # it ends as soon as it starts
             record = self.read_quietly(folder.name.rpartition("-")[0])
             if record is not None and self.world.registry.run_folder(record) == folder:
                 assert session.id in {each.id for each in record.sessions} or record.launching, f"{session} is unknown"
             else:  # its record suffered just now, and the next look at it mends it
-                assert is_open, f"{session} runs, and its cluster is gone"
+                assert (folder / "claim.json").exists(), f"{session} runs, and its cluster is gone"
 
     @invariant()
     def no_more_run_than_were_asked_for(self) -> None:
