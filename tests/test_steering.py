@@ -45,7 +45,7 @@ def kill(state: Path, *ids: str) -> None:
             psutil.wait_procs(members, timeout=10)
 
 
-def until(condition: Callable[[], object], timeout_s: float = 60) -> None:
+def until(condition: Callable[[], object], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
