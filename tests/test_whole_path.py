@@ -140,40 +140,6 @@ def test_adaptive_scaling_follows_the_load(notebook: Notebook) -> None:
     notebook.workspace.wait_until(lambda: len(notebook.workspace.alive()) == 2, timeout=60)
 
 
-def test_a_refused_launch_says_why_and_leaves_nothing(notebook: Notebook) -> None:
-    notebook.workspace.fault("launch_refused", message="quota of 8 cores exceeded")
-    said = notebook.fail("%dask_up 2")
-    assert "quota of 8 cores exceeded" in said and "default" in said
-    assert not notebook.workspace.alive()
-    assert "No cluster" in notebook.run("%dask_status")
-
-
-def test_a_launch_refused_in_part_leaves_nothing(notebook: Notebook) -> None:
-    notebook.workspace.fault("launch_refused", skip=2, times=1, message="no such profile")
-    said = notebook.fail("%dask_up 3")
-    assert "no such profile" in said
-    for session in notebook.workspace.calls("launch"):
-        assert session.ids is not None
-    assert not notebook.workspace.alive()
-
-
-def test_a_session_that_was_refused_but_created_is_stopped(notebook: Notebook) -> None:
-    notebook.workspace.fault("launch_refused_after_creation", times=1)
-    notebook.fail("%dask_up 2")
-    assert not notebook.workspace.alive()
-
-
-BREAKING = ["launch_html", "launch_reset", "launch_html_after_creation", "launch_reset_after_creation"]
-
-
-@pytest.mark.parametrize("fault", BREAKING)
-def test_a_launch_call_that_breaks_leaves_nothing(notebook: Notebook, fault: str) -> None:
-    notebook.workspace.fault(fault, times=1)
-    said = notebook.fail("%dask_up 2")
-    assert "refused" in said
-    assert not notebook.workspace.alive()
-
-
 def test_a_dying_session_is_named_with_its_last_words(notebook: Notebook) -> None:
     notebook.workspace.fault("session_fails_before_running", times=1)
     said = notebook.fail("%dask_up 2")
@@ -214,16 +180,6 @@ def test_workers_that_come_late_are_a_warning_and_not_the_end(notebook: Notebook
         assert sorted(worker["state"] for worker in shown["workers"]) == ["pending", "running", "running"]
         notebook.workspace.configure(capacity=Limits())
         notebook.workspace.wait_until(lambda: status(notebook)["state"] == "running", timeout=30)
-    finally:
-        notebook.workspace.configure(capacity=Limits())
-
-
-def test_no_worker_in_time_is_an_error_that_leaves_nothing(notebook: Notebook) -> None:
-    notebook.workspace.configure(capacity=Limits(sessions=2))
-    try:
-        said = notebook.fail("%dask_up 2 --timeout 8s")
-        assert "no worker connected within 8 s" in said and "was not started by the platform" in said
-        assert not notebook.workspace.alive()
     finally:
         notebook.workspace.configure(capacity=Limits())
 
