@@ -140,13 +140,6 @@ def test_adaptive_scaling_follows_the_load(notebook: Notebook) -> None:
     notebook.workspace.wait_until(lambda: len(notebook.workspace.alive()) == 2, timeout=60)
 
 
-def test_a_dying_session_is_named_with_its_last_words(notebook: Notebook) -> None:
-    notebook.workspace.fault("session_fails_before_running", times=1)
-    said = notebook.fail("%dask_up 2")
-    assert "ended (failed) before it was of use" in said
-    assert not notebook.workspace.alive()
-
-
 def test_a_missing_interpreter_is_shown_by_what_the_session_printed(notebook: Notebook) -> None:
     notebook.new_kernel(DASK_CML_DASK_MAGICS__PYTHON="/nowhere/python")
     said = notebook.fail("%dask_up 2")

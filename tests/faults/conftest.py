@@ -90,19 +90,24 @@ class Faulty(Notebook):
         (cluster,) = json.loads(self.run(f"%dask_status {name} --json"))["clusters"]
         return dict(cluster)
 
-    def events(self) -> str:
-        """What the cluster tells that happened."""
-        return "\n".join(event["message"] for event in self.status()["events"])
+    def tells(self, *words: str) -> bool:
+        """Whether an event of the cluster holds all these words."""
+        messages = [event["message"] for event in self.status()["events"]]
+        return any(all(word in message for word in words) for message in messages)
+
+    def await_told(self, *words: str) -> None:
+        """Wait until the cluster tells of something."""
+        self.workspace.wait_until(lambda: self.tells(*words), timeout=60, interval=0.3)
 
     def compute(self) -> None:
         """The cluster must be of use."""
         assert self.run("print(client.submit(sum, range(10), pure=False).result(timeout=60))").strip() == "45"
 
-    def start_computing(self, n: int = 20) -> None:
+    def start_computing(self, n: int = 12) -> None:
         """Let the workers have `n` tasks of 0.3 s."""
         self.run(SLEEPER.format(n=n))
 
-    def finish_computing(self, n: int = 20) -> None:
+    def finish_computing(self, n: int = 12) -> None:
         """The computation must come to its right end."""
         total = self.run("from distributed import wait\n_ = wait(work, timeout=100)\nprint(sum(client.gather(work)))")
         assert int(total) == sum(range(n))
@@ -148,13 +153,13 @@ def notebook(workspace: Workspace) -> Iterator[Faulty]:
 
 
 @pytest.fixture
-def hasty_network(workspace: Workspace) -> Iterator[float]:
-    """Dask gives up on a silent connection after these seconds, instead of 30: in every session, and in kernels."""
+def hasty_network(workspace: Workspace) -> Iterator[None]:
+    """Dask gives up on a silent connection after 12 s, instead of 30: in every session, and in kernels."""
     folder = workspace.home / ".config" / "dask"
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "timeouts.yaml"
-    settings.write_text("distributed: {comm: {timeouts: {tcp: 8s}}}")
-    yield 8.0
+    settings.write_text("distributed: {comm: {timeouts: {tcp: 12s}}}")
+    yield
     settings.unlink()
 
 
