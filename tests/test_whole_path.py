@@ -177,16 +177,6 @@ def test_workers_that_come_late_are_a_warning_and_not_the_end(notebook: Notebook
         notebook.workspace.configure(capacity=Limits())
 
 
-def test_a_stop_that_the_platform_ignores_keeps_the_record_and_can_be_repeated(notebook: Notebook) -> None:
-    notebook.run("%dask_up 1")
-    notebook.run("from cml_dask_magics import fleet; fleet.Fleet.end.__defaults__ = (3.0,)")
-    notebook.workspace.fault("stop_ignored")
-    said = notebook.fail("%dask_down")
-    assert "did not stop" in said and all(session in said for session in notebook.workspace.alive())
-    notebook.workspace.clear_faults()
-    assert "Stopped" in notebook.run("%dask_down")
-
-
 def test_an_idle_cluster_ends_without_any_kernel(notebook: Notebook) -> None:
     notebook.run("%dask_up 2 --idle-timeout 3s")
     notebook.kernel.kill()
@@ -203,17 +193,6 @@ def test_background_returns_at_once_and_the_client_comes_later(notebook: Noteboo
         assert notebook.run("print(late.submit(sum, range(10)).result())").strip() == "45"
     finally:
         notebook.workspace.configure(start_delay_s=0.5)
-
-
-def test_a_listing_that_shows_only_what_is_sure_is_enough(notebook: Notebook) -> None:
-    notebook.workspace.configure(bare_list=True)
-    try:
-        notebook.run("%dask_up 2")
-        truth = {session.id: session.address for session in notebook.workspace.sessions()}
-        assert all(w["ip_address"] == truth[w["session"]] for w in status(notebook)["workers"])
-        notebook.run("%dask_down")
-    finally:
-        notebook.workspace.configure(bare_list=False)
 
 
 def test_strangers_on_the_network_cannot_talk_to_the_scheduler(notebook: Notebook) -> None:
