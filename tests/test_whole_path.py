@@ -76,36 +76,6 @@ def test_a_link_is_right_without_the_slash_that_app_url_usually_ends_in(notebook
         notebook.workspace.configure(app_url_slash=True)
 
 
-def test_a_killed_kernels_cluster_is_named_reattached_to_and_stopped(notebook: Notebook) -> None:
-    notebook.run("%dask_up 2")
-    before = status(notebook)
-    notebook.kernel.kill()
-    notebook.kernel = notebook.session.kernel()
-    said = notebook.run("%load_ext cml_dask_magics")
-    assert "default" in said and "%dask_up" in said and "%dask_down" in said and said.count("\n") == 1
-    launches = launched(notebook)
-    notebook.run("%dask_up")
-    assert launched(notebook) == launches
-    assert status(notebook)["workers"][0]["session"] in {worker["session"] for worker in before["workers"]}
-    assert notebook.run("print(client.submit(sum, range(10)).result())").strip() == "45"
-    notebook.run("%dask_down")
-    assert not notebook.workspace.alive()
-
-
-def test_a_kernel_killed_while_starting_leaves_sessions_that_the_next_one_stops(notebook: Notebook) -> None:
-    notebook.workspace.configure(start_delay_s=20)
-    try:
-        notebook.kernel.run_nowait("%dask_up 3")
-        notebook.workspace.wait_until(lambda: len(notebook.workspace.alive()) == 4)
-        time.sleep(0.3)
-        notebook.kernel.kill()
-        notebook.new_kernel()
-        notebook.run("%dask_down")
-        assert not notebook.workspace.alive()
-    finally:
-        notebook.workspace.configure(start_delay_s=0.5)
-
-
 def test_another_session_of_the_project_finds_uses_and_stops_the_cluster(notebook: Notebook) -> None:
     notebook.run("%dask_up 2")
     other = notebook.workspace.open_session()
@@ -145,21 +115,6 @@ def test_a_missing_interpreter_is_shown_by_what_the_session_printed(notebook: No
     said = notebook.fail("%dask_up 2")
     assert "/nowhere/python" in said and "not found" in said
     assert not notebook.workspace.alive()
-
-
-def test_ctrl_c_while_starting_stops_everything(notebook: Notebook) -> None:
-    notebook.workspace.configure(start_delay_s=8)
-    try:
-        run = notebook.kernel.run_nowait("%dask_up 3")
-        notebook.workspace.wait_until(lambda: len(notebook.workspace.alive()) == 4)
-        notebook.kernel.interrupt()
-        run = notebook.kernel.wait(run, timeout=60)
-        assert run.error is not None and run.error.ename == "KeyboardInterrupt"
-        assert "has been stopped" in run.stderr
-        assert not notebook.workspace.alive()
-        assert "No cluster" in notebook.run("%dask_status")
-    finally:
-        notebook.workspace.configure(start_delay_s=0.5)
 
 
 def test_workers_that_come_late_are_a_warning_and_not_the_end(notebook: Notebook) -> None:
@@ -230,16 +185,6 @@ def test_logs_show_what_every_session_printed(notebook: Notebook) -> None:
     assert all(session in logs for session in (shown["scheduler"]["session"], shown["workers"][0]["session"]))
     one = notebook.run(f"%dask_status --logs {shown['workers'][0]['session']}")
     assert "Registered to" in one and "Scheduler at" not in one
-
-
-def test_two_kernels_that_start_one_name_at_once_share_one_cluster(notebook: Notebook) -> None:
-    other = notebook.session.kernel()
-    other.run("%load_ext cml_dask_magics")
-    first, second = notebook.kernel.run_nowait("%dask_up 1"), other.run_nowait("%dask_up 1")
-    first, second = notebook.kernel.wait(first, 90), other.wait(second, 90)
-    assert first.error is None and second.error is None, (first.error, second.error)
-    assert len(notebook.workspace.alive()) == 2
-    other.shutdown()
 
 
 def test_without_the_workers_api_a_session_says_so_and_launches_nothing() -> None:
