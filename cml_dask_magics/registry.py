@@ -7,6 +7,7 @@ one start read and write. Knows neither Dask nor sessions: it is files.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -24,6 +25,8 @@ from cml_dask_magics.runs import CLAIM_FILE, LOGS, close_run, salvaged_record, s
 
 _KEPT_RUNS = 10
 _KEPT_STARTS = 10
+# Why a file cannot be opened, where asking again changes nothing; other reasons may be a network's passing weakness.
+_UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 
 
 class NameTakenError(RuntimeError):
@@ -101,7 +104,9 @@ class Registry:
             if not self._open_runs(name):
                 return None
         except OSError as error:
-            raise self._unusable(error) from error
+            if error.errno not in _UNREADABLE:
+                raise self._unusable(error) from error
+            reason = f"it could not be read: {error.strerror}"
         except ValueError as error:  # UnicodeDecodeError is one
             reason = f"it could not be read: {error}"
         with self.exclusive(name):
@@ -113,7 +118,9 @@ class Registry:
             except ValueError:
                 return self._mend(name, reason, known, self._runs(name))
             except OSError as error:
-                raise self._unusable(error) from error
+                if error.errno not in _UNREADABLE:
+                    raise self._unusable(error) from error
+                return self._mend(name, reason, known, self._runs(name))
 
     def claim(self, record: Record) -> Path:
         """Take a name for a new cluster, exclusively, with everything the record says.
@@ -283,15 +290,20 @@ class Registry:
             record = replace(known, launching=(*known.launching, unknown_launches(known)))
         else:
             record = salvaged_record(name, runs[-1] if runs else None)
-        kept = f"; it is kept as {aside}" if path.exists() else ""
+        kept = f"; it is kept as {aside}" if os.path.lexists(path) else ""
         record = record.with_event(f"the record was mended ({reason}{kept})")
         # A disk that is full, or that cannot be written, keeps the broken one where it is: the next reader tries again.
         with contextlib.suppress(OSError):
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            mended = path.with_name(".mended")
+            write_private(mended, record_to_json(record))
             if kept:
                 aside.parent.mkdir(mode=0o700, exist_ok=True)
-                shutil.copy2(path, aside)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            write_private(path, record_to_json(record))
+                try:
+                    shutil.copy2(path, aside)
+                except OSError:  # what nobody can open can still be moved
+                    path.rename(aside)
+            mended.replace(path)
         return record
 
     def _unusable(self, error: OSError) -> RegistryError:
