@@ -148,6 +148,8 @@ class Fleet(LaunchedFleet):
         ------
         StillUpError
             Naming the sessions that the platform did not end; the record is kept.
+        RegistryError
+            If the sessions have ended, but the record cannot be removed.
         """
         with self._changed:
             self._ending = True
@@ -181,7 +183,12 @@ class Fleet(LaunchedFleet):
         self._see_the_scheduler_end(record, address, deadline)
         self.unwatch()
         record = replace(with_usage_until_now(record), sessions=())
-        self.registry.forget(record)
+        try:
+            self.registry.forget(record)
+        except RegistryError as error:
+            raise RegistryError(
+                f"every session of cluster {record.name!r} has been stopped, but it stays on record: {error}"
+            ) from error
         self._record = record
         return self._ended(record, len(stopped))
 

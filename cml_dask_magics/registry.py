@@ -195,18 +195,29 @@ class Registry:
             return changed
 
     def forget(self, record: Record) -> None:
-        """Remove the record and the secrets of a cluster whose sessions have all ended; its logs are kept a while."""
+        """Remove the record and the secrets of a cluster whose sessions have all ended; its logs are kept a while.
+
+        Raises
+        ------
+        RegistryError
+            If they cannot be removed.
+        """
         gone = self._hidden(record.name)
-        # First this: a run folder that is open and has no record is one whose record was deleted.
-        close_run(self.run_folder(record))
-        with self.exclusive(record.name), contextlib.suppress(FileNotFoundError):
-            current = self.read(record.name)
-            if current is not None and current.token == record.token:  # and not one that was started since
-                self._record_path(record.name).parent.rename(gone)
-                shutil.rmtree(gone, ignore_errors=True)
-        ended = [run for run in self.directory.glob("runs/*") if self._record_of(run) is None]
-        for run in sorted(ended, key=lambda run: run.stat().st_mtime)[:-_KEPT_RUNS]:
-            shutil.rmtree(run, ignore_errors=True)
+        try:
+            # First this: a run folder that is open and has no record is one whose record was deleted.
+            close_run(self.run_folder(record))
+            with self.exclusive(record.name), contextlib.suppress(FileNotFoundError):
+                current = self.read(record.name)
+                if current is not None and current.token == record.token:  # and not one that was started since
+                    self._record_path(record.name).parent.rename(gone)
+                    shutil.rmtree(gone, ignore_errors=True)
+        except OSError as error:
+            raise self._unusable(error) from error
+        # Old output that cannot be removed, another cluster's record that cannot be read: not this cluster's trouble.
+        with contextlib.suppress(OSError, RegistryError):
+            ended = [run for run in self.directory.glob("runs/*") if self._record_of(run) is None]
+            for run in sorted(ended, key=lambda run: run.stat().st_mtime)[:-_KEPT_RUNS]:
+                shutil.rmtree(run, ignore_errors=True)
 
     def note_start(self, backend: str, took_s: float) -> None:
         """Remember how long a start took; the next one's estimate comes of the last ten."""
