@@ -248,9 +248,10 @@ class Registry:
 
     def _runs(self, name: str, file: str = "") -> list[Path]:
         """Run folders of a cluster (of all, for ``*``) that hold a file of that name, the oldest first."""
-        found = self.directory.glob(f"runs/{name}-*/{file}")
-        runs = {path.parent if file else path for path in found}
-        return sorted((run for run in runs if name in ("*", self._run_of(run))), key=lambda run: run.stat().st_mtime)
+        found = [run for run in self.directory.glob(f"runs/{name}-*") if name in ("*", self._run_of(run))]
+        # Listed, not asked for: a file that is not there yet might go on missing for a kernel that asked too early.
+        runs = [run for run in found if not file or any(path.name == file for path in run.glob("*"))]
+        return sorted(runs, key=lambda run: run.stat().st_mtime)
 
     def _open_runs(self, name: str) -> list[Path]:
         """Run folders of clusters that have not been forgotten."""
