@@ -212,11 +212,22 @@ def test_two_at_once_one_starts_and_one_stops(notebook: Faulty) -> None:
     other.shutdown()
 
 
+# Wherever a module of this kernel has the clock, by whatever name.
+SET_BACK = """
+import sys, time
+def an_hour_ago(real=time.time):
+    return real() - 3600
+for module in list(sys.modules.values()):
+    for name, value in list(getattr(module, "__dict__", {}).items()):
+        if value is an_hour_ago.__defaults__[0]:
+            setattr(module, name, an_hour_ago)
+"""
+
+
 def test_clock_set_back_an_hour(notebook: Faulty) -> None:
     """Nothing that makes no sense: no negative times, and the cluster is neither taken for dead nor for another."""
     notebook.run("%dask_up 1")
-    set_back = "import time\nreal = time.time\ntime.time = lambda: real() - 3600"
-    notebook.run(set_back)
+    notebook.run(SET_BACK)
     notebook.run("%dask_up 2")
     notebook.compute()
     shown = notebook.status()
@@ -224,7 +235,7 @@ def test_clock_set_back_an_hour(notebook: Faulty) -> None:
     assert not NEGATIVE.search(notebook.run("%dask_status --text"))
     notebook.kernel.shutdown()
     notebook.new_kernel()
-    notebook.run(set_back)
+    notebook.run(SET_BACK)
     notebook.run("%dask_up")
     notebook.compute()
     said = notebook.run("%dask_down")

@@ -202,6 +202,17 @@ def test_read_only_while_running(notebook: Faulty) -> None:
     notebook.run("%dask_down")
 
 
+@pytest.mark.workspace
+def test_a_file_that_goes_on_missing(notebook: Faulty) -> None:
+    """Nothing: what a kernel asked for too early is removed all the same when its cluster ends."""
+    run = notebook.state / "runs" / "default-0000aaaa"
+    notebook.run(f"from pathlib import Path\nrun = Path({str(run)!r})\n(run / 'logs').mkdir(parents=True)")
+    notebook.run("assert not (run / 'scheduler.json').exists()")
+    (run / "scheduler.json").write_text("")
+    notebook.run("assert not (run / 'scheduler.json').exists()")
+    notebook.run("from cml_dask_magics.runs import close_run\nclose_run(run)")
+
+
 NO_LOCKS = """
 import errno, fcntl
 def flock(*_):
