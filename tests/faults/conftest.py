@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ USUAL = {
 }
 # Seconds of waiting made short in a kernel: the code is the same, and there is no setting for them.
 HURRY = """
-from cml_dask_magics import fleet, sessions
+from cml_dask_magics import fleet, lease, sessions, steering
 fleet.Fleet.end.__defaults__ = (4.0,)
 fleet._SUSPECT_WAIT_S = 2.0
-sessions._STOP_AGAIN_S = sessions._POLL_QUIET_S = 0.5
+lease.BEAT_S, lease.EXPIRES_S = 1.0, 5.0
+sessions._STOP_AGAIN_S = sessions._POLL_QUIET_S = steering._STEER_S = 0.5
 """
 SLEEPER = """
 import time
@@ -102,6 +103,17 @@ class Faulty(Notebook):
     def compute(self) -> None:
         """The cluster must be of use."""
         assert self.run("print(client.submit(sum, range(10), pure=False).result(timeout=60))").strip() == "45"
+
+    def await_healthy(self, n: int, without: Collection[str] = ()) -> None:
+        """Wait until the cluster runs with `n` workers, none of them in one of these sessions."""
+
+        def healthy() -> bool:
+            shown = self.status()
+            sessions = [worker["session"] for worker in shown["workers"] if worker["state"] == "running"]
+            return shown["state"] == "running" and len(sessions) == n and not set(sessions) & set(without)
+
+        self.workspace.wait_until(healthy, timeout=90, interval=0.3)
+        assert len(self.living()) == n + 1
 
     def start_computing(self, n: int = 12) -> None:
         """Let the workers have `n` tasks of 0.3 s."""

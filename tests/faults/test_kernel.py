@@ -212,6 +212,26 @@ def test_two_at_once_one_starts_and_one_stops(notebook: Faulty) -> None:
     other.shutdown()
 
 
+def test_two_at_once_hold_one_cluster(notebook: Faulty) -> None:
+    """One of them heals it; when that one is killed, the other does."""
+    notebook.run("%dask_up 2")
+    other = notebook.kernel_beside()
+    assert other.run("%dask_up").error is None
+    for launched in (4, 5):
+        before = set(notebook.living())
+        victim = notebook.running("worker")[0]
+        notebook.workspace.end_session(victim, "failed")
+        notebook.workspace.wait_until(lambda: len(notebook.living() and notebook.running("worker")) == 2, timeout=60)
+        time.sleep(3)  # time enough for the other one to do the same
+        assert len(notebook.launched()) == launched and len(set(notebook.living()) - before) == 1
+        if launched == 4:
+            notebook.kernel.kill()
+            notebook.kernel = other
+    notebook.await_healthy(2)
+    notebook.compute()
+    notebook.run("%dask_down")
+
+
 # Wherever a module of this kernel has the clock, by whatever name.
 SET_BACK = """
 import sys, time
@@ -240,3 +260,14 @@ def test_clock_set_back_an_hour(notebook: Faulty) -> None:
     notebook.compute()
     said = notebook.run("%dask_down")
     assert "Stopped cluster 'default': 3 sessions" in said and not NEGATIVE.search(said)
+
+
+def test_clock_set_back_an_hour_before_a_worker_dies(notebook: Faulty) -> None:
+    """Its session is replaced all the same."""
+    notebook.run("%dask_up 1")
+    notebook.run(SET_BACK)
+    victim = notebook.running("worker")[0]
+    notebook.workspace.end_session(victim, "failed")
+    notebook.await_healthy(1, without=[victim])
+    notebook.compute()
+    notebook.run("%dask_down")

@@ -105,7 +105,7 @@ def test_pending_for_ever(notebook: Faulty) -> None:
 
 
 def test_some_pending_for_ever(notebook: Faulty) -> None:
-    """After the timeout, a warning that says how many are missing; the others work."""
+    """After the timeout, a warning that says how many are missing; the others work. Fewer can be asked for."""
     notebook.workspace.fault("session_never_starts", code="dask worker", times=1)
     run = notebook.kernel.run("%dask_up 2 --timeout 8s", timeout=90)
     assert run.error is None and "1 of 2 workers" in run.stderr
@@ -113,4 +113,24 @@ def test_some_pending_for_ever(notebook: Faulty) -> None:
     assert shown["state"] == "degraded"
     assert sorted(worker["state"] for worker in shown["workers"]) == ["pending", "running"]
     notebook.compute()
+    busy = notebook.running()
+    notebook.run("%dask_up 1")
+    assert notebook.living() == busy and notebook.status()["state"] == "running"
+    assert len(notebook.launched()) == 3, "what was withdrawn was replaced"
+    notebook.compute()
+    notebook.run("%dask_down")
+
+
+def test_pending_for_ever_while_scaling(notebook: Faulty) -> None:
+    """Asking for fewer withdraws what is pending, though another kernel asked for it."""
+    notebook.run("%dask_up 1")
+    notebook.workspace.fault("session_never_starts")
+    notebook.run("%dask_up 3 --background")
+    notebook.workspace.wait_until(lambda: len(notebook.living()) == 4)
+    other = notebook.kernel_beside()
+    run = other.run("%dask_up 1", timeout=90)
+    assert run.error is None, run.error
+    assert len(notebook.living()) == 2 and notebook.status()["requested"] == 1
+    notebook.compute()
+    other.shutdown()
     notebook.run("%dask_down")

@@ -39,13 +39,31 @@ def test_running_with_an_unknown_address(notebook: Faulty) -> None:
 
 
 def test_killed_for_memory_in_the_middle_of_a_computation(notebook: Faulty) -> None:
-    """The computation goes on and finishes; the status says which session died, and how."""
+    """The computation goes on and finishes; the status says which session died, how, and what took its place."""
     notebook.run("%dask_up 2")
     notebook.start_computing()
     victim, _ = notebook.running("worker")
     notebook.workspace.end_session(victim, "failed")
     notebook.finish_computing()
     notebook.await_told(victim, "failed")
+    notebook.await_healthy(2, without=[victim])
+    notebook.await_told(victim, "in place of", notebook.running("worker")[-1])
+    assert notebook.status()["requested"] == 2 and len(notebook.launched()) == 4
+    notebook.run("%dask_down")
+
+
+def test_what_takes_its_place_dies_before_dask_again_and_again(notebook: Faulty) -> None:
+    """After three in a row no more are launched; the status says why, and `%dask_up` tries again."""
+    notebook.run("%dask_up 1")
+    notebook.workspace.fault("session_dies_before_code", code="dask worker")
+    notebook.workspace.end_session(notebook.running("worker")[0], "failed")
+    notebook.await_told("3", "no more are launched")
+    time.sleep(2)
+    assert len(notebook.launched()) == 2 + 3 and notebook.status()["state"] == "degraded"
+    notebook.workspace.clear_faults()
+    notebook.run("%dask_up")
+    notebook.compute()
+    notebook.await_healthy(1)
     notebook.run("%dask_down")
 
 
@@ -60,20 +78,20 @@ def test_scheduler_dies_while_starting(notebook: Faulty) -> None:
 
 
 def test_scheduler_dies_while_computing(notebook: Faulty) -> None:
-    """The cluster is shown as lost; the next `%dask_up` starts it anew."""
-    notebook.run("%dask_up 2")
+    """The cluster is shown as lost, its workers' sessions end; the next `%dask_up` starts it anew, as it was."""
+    notebook.run("%dask_up 1 --cpu 3")
     notebook.start_computing(100)
-    old = notebook.living()
     notebook.workspace.end_session(notebook.running("scheduler")[0], "failed")
     notebook.workspace.wait_until(lambda: notebook.status()["state"] == "lost", timeout=60)
-    notebook.run("%dask_up 2")
-    assert not set(old) & set(notebook.living()) and len(notebook.living()) == 3
+    notebook.workspace.wait_until(lambda: not notebook.living(), timeout=60)
+    notebook.run("%dask_up")
     notebook.compute()
+    assert [worker["nthreads"] for worker in notebook.status()["workers"]] == [3]
     notebook.run("%dask_down")
 
 
 def test_all_workers_die(notebook: Faulty) -> None:
-    """The status names them; with new workers the computation finishes."""
+    """New ones take their place, and the computation finishes."""
     notebook.run("%dask_up 2")
     notebook.start_computing()
     victims = notebook.running("worker")
@@ -81,8 +99,8 @@ def test_all_workers_die(notebook: Faulty) -> None:
         notebook.workspace.end_session(victim, "failed")
     for victim in victims:
         notebook.await_told(victim, "failed")
-    notebook.run("%dask_up 2")
     notebook.finish_computing()
+    notebook.await_healthy(2, without=victims)
     notebook.run("%dask_down")
 
 
@@ -108,7 +126,7 @@ def test_cut_off_from_the_scheduler_for_20_s(hasty_network: None, notebook: Faul
 
 
 def test_cut_off_from_the_scheduler_for_good(hasty_network: None, notebook: Faulty) -> None:
-    """The computation finishes on the others; the status says that the worker left."""
+    """The computation finishes on the others; the status says that the worker left, and another takes its place."""
     if notebook.workspace.isolation != "namespaces":
         pytest.skip("a network can be cut only where namespaces can be made")
     notebook.run("%dask_up 2")
@@ -118,4 +136,5 @@ def test_cut_off_from_the_scheduler_for_good(hasty_network: None, notebook: Faul
     notebook.workspace.cut_network(victim)
     notebook.finish_computing(10)
     notebook.await_told(victim)
+    notebook.await_healthy(2, without=[victim])
     notebook.run("%dask_down")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from collections.abc import Iterator
@@ -130,6 +131,37 @@ def test_a_record_truncated_beside_a_cluster_that_works(notebook: Faulty) -> Non
     assert set(notebook.living()) == before
     assert notebook.run("%dask_down --all").count("2 sessions") == 2
     notebook.set_aside = 1
+
+
+@pytest.mark.workspace
+def test_a_record_deleted_while_running(notebook: Faulty) -> None:
+    """The kernel that holds the cluster works on, and writes the record anew."""
+    notebook.run("%dask_up 1")
+    before = set(notebook.living())
+    record_of(notebook).unlink()
+    shown = notebook.status()
+    assert shown["state"] == "running" and len(shown["workers"]) == 1
+    notebook.run("%dask_up 2")
+    notebook.compute()
+    assert before < set(notebook.living()) and len(notebook.living()) == 3
+    assert "Stopped cluster 'default': 3 sessions" in notebook.run("%dask_down")
+
+
+@pytest.mark.workspace
+@pytest.mark.parametrize("then", ["%dask_down", "%dask_up"])
+def test_a_record_deleted_and_the_kernel_killed(notebook: Faulty, then: str) -> None:
+    """The next kernel finds the cluster by what its sessions print."""
+    notebook.run("%dask_up 1")
+    before = set(notebook.living())
+    notebook.kernel.kill()
+    shutil.rmtree(record_of(notebook).parent)
+    assert "default" in notebook.new_kernel()
+    notebook.run(then)
+    if then == "%dask_up":
+        notebook.compute()
+        assert set(notebook.living()) == before
+        notebook.run("%dask_down")
+    assert not notebook.living()
 
 
 # IPython's history, which complains between the lines, is not what this is about.
