@@ -161,7 +161,6 @@ def test_restart_then_each_magic(notebook: Faulty) -> None:
     restart()
     shown = notebook.status()
     assert shown["state"] == "running" and len(shown["workers"]) == 2
-    restart()
     assert all(session in notebook.run("%dask_status --logs") for session in before)
     restart()
     notebook.run("%dask_up")

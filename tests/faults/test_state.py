@@ -14,6 +14,7 @@ import memory_platform
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
+from cml_dask_magics import fleet
 from cml_dask_magics.claims import claim
 from cml_dask_magics.config import make_settings
 from cml_dask_magics.fleet import Fleet
@@ -52,6 +53,7 @@ BREAKING = {
 @pytest.fixture
 def platform(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[memory_platform.Workspace]:
     """The platform as a session sees it that has sessions of its own besides; it must never be told to stop those."""
+    monkeypatch.setattr(fleet, "_SUSPECT_WAIT_S", 0.5)
     workspace = memory_platform.Workspace()
     workspace.first_status = "running"
     others = {workspace.add(MINE), workspace.add(OTHER)}
@@ -69,13 +71,13 @@ def platform(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[memory_pl
 
 def cluster_of_another_kernel(name: str) -> Fleet:
     """A cluster on record, as a kernel that is gone has left it: its sessions run and print, nothing answers."""
-    fleet = claim(make_settings(name=name))
-    fleet.launch("scheduler", 1)
-    fleet.launch("worker", 2)
-    fleet.update(lambda record: replace(record, state="running", scheduler_address="tls://127.0.0.1:1"))
-    for session in fleet.record.sessions:
-        (fleet.folder / "logs" / f"{session.id}.log").write_text("hello\n")
-    return fleet
+    cluster = claim(make_settings(name=name))
+    cluster.launch("scheduler", 1)
+    cluster.launch("worker", 2)
+    cluster.update(lambda record: replace(record, state="running", scheduler_address="tls://127.0.0.1:1"))
+    for session in cluster.record.sessions:
+        (cluster.folder / "logs" / f"{session.id}.log").write_text("hello\n")
+    return cluster
 
 
 @pytest.mark.parametrize("breaking", BREAKING)
