@@ -163,7 +163,8 @@ class Fleet(LaunchedFleet):
             record = self._record = replace(self._record, state="stopping")
         address = scheduler_address(record, self.folder)
         # From here on what starts late ends by itself (see `commands`); what started before has left its log.
-        (self.folder / SCHEDULER_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that cannot be written must not keep anybody from stopping
+            (self.folder / SCHEDULER_FILE).unlink(missing_ok=True)
         deadline = time.monotonic() + timeout_s
         self._suspects |= self._suspects_of(record)
         stopped: set[str] = set()
