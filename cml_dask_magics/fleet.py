@@ -148,6 +148,8 @@ class Fleet(LaunchedFleet):
         ------
         StillUpError
             Naming the sessions that the platform did not end; the record is kept.
+        RegistryError
+            If the sessions have ended, but the record cannot be removed.
         """
         with self._changed:
             self._ending = True
@@ -161,7 +163,7 @@ class Fleet(LaunchedFleet):
             record = self._record = replace(self._record, state="stopping")
         address = scheduler_address(record, self.folder)
         # From here on what starts late ends by itself (see `commands`); what started before has left its log.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a folder that cannot be written must not keep anybody from stopping
             (self.folder / SCHEDULER_FILE).rename(self.folder / FORMER_SCHEDULER_FILE)
         deadline = time.monotonic() + timeout_s
         self._suspects |= self._suspects_of(record)
@@ -182,7 +184,12 @@ class Fleet(LaunchedFleet):
         self._see_the_scheduler_end(record, address, deadline)
         self.unwatch()
         record = replace(with_usage_until_now(record), sessions=())
-        self.registry.forget(record)
+        try:
+            self.registry.forget(record)
+        except RegistryError as error:
+            raise RegistryError(
+                f"every session of cluster {record.name!r} has been stopped, but it stays on record: {error}"
+            ) from error
         self._record = record
         return self._ended(record, len(stopped))
 

@@ -234,8 +234,11 @@ class LaunchedFleet:
                     record = with_usage_of(self._with_end_of(record, session), session)
             return record
 
-        with contextlib.suppress(GoneError):  # stopped by another kernel meanwhile
+        try:
             self.update(change)
+        except GoneError:  # stopped by another kernel meanwhile; whoever waits for these sessions must hear of it
+            with self._reading:
+                self._record = change(self._record)
 
     def state(self, session: str, connected: bool) -> SessionState:
         """Where a session is in its life, given whether its Dask process is connected."""

@@ -7,6 +7,7 @@ one start read and write. Knows neither Dask nor sessions: it is files.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -24,6 +25,8 @@ from cml_dask_magics.runs import CLAIM_FILE, LOGS, close_run, salvaged_record, s
 
 _KEPT_RUNS = 10
 _KEPT_STARTS = 10
+# Why a file cannot be opened, where asking again changes nothing; other reasons may be a network's passing weakness.
+_UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 
 
 class NameTakenError(RuntimeError):
@@ -61,12 +64,11 @@ class Registry:
     def names(self) -> list[str]:
         """Names of the clusters that have a record, or whose sessions may run though it was deleted; sorted."""
         try:
-            folders = {entry.name for entry in os.scandir(self.directory / "clusters") if NAME.fullmatch(entry.name)}
-            on_record = {name for name in folders if os.path.lexists(self._record_path(name))}
-        except FileNotFoundError:
-            on_record = set()
+            # Listed, not asked for: see `_runs`.
+            on_record = {path.parent.name for path in self.directory.glob("clusters/*/*") if path.name == "record.json"}
         except OSError as error:
             raise self._unusable(error) from error
+        on_record = {name for name in on_record if NAME.fullmatch(name)}
         return sorted(on_record | {self._run_of(run) for run in self._open_runs("*")})
 
     def run_folder(self, record: Record) -> Path:
@@ -101,7 +103,9 @@ class Registry:
             if not self._open_runs(name):
                 return None
         except OSError as error:
-            raise self._unusable(error) from error
+            if error.errno not in _UNREADABLE:
+                raise self._unusable(error) from error
+            reason = f"it could not be read: {error.strerror}"
         except ValueError as error:  # UnicodeDecodeError is one
             reason = f"it could not be read: {error}"
         with self.exclusive(name):
@@ -113,7 +117,9 @@ class Registry:
             except ValueError:
                 return self._mend(name, reason, known, self._runs(name))
             except OSError as error:
-                raise self._unusable(error) from error
+                if error.errno not in _UNREADABLE:
+                    raise self._unusable(error) from error
+                return self._mend(name, reason, known, self._runs(name))
 
     def claim(self, record: Record) -> Path:
         """Take a name for a new cluster, exclusively, with everything the record says.
@@ -188,18 +194,29 @@ class Registry:
             return changed
 
     def forget(self, record: Record) -> None:
-        """Remove the record and the secrets of a cluster whose sessions have all ended; its logs are kept a while."""
+        """Remove the record and the secrets of a cluster whose sessions have all ended; its logs are kept a while.
+
+        Raises
+        ------
+        RegistryError
+            If they cannot be removed.
+        """
         gone = self._hidden(record.name)
-        # First this: a run folder that is open and has no record is one whose record was deleted.
-        close_run(self.run_folder(record))
-        with self.exclusive(record.name), contextlib.suppress(FileNotFoundError):
-            current = self.read(record.name)
-            if current is not None and current.token == record.token:  # and not one that was started since
-                self._record_path(record.name).parent.rename(gone)
-                shutil.rmtree(gone, ignore_errors=True)
-        ended = [run for run in self.directory.glob("runs/*") if self._record_of(run) is None]
-        for run in sorted(ended, key=lambda run: run.stat().st_mtime)[:-_KEPT_RUNS]:
-            shutil.rmtree(run, ignore_errors=True)
+        try:
+            # First this: a run folder that is open and has no record is one whose record was deleted.
+            close_run(self.run_folder(record))
+            with self.exclusive(record.name), contextlib.suppress(FileNotFoundError):
+                current = self.read(record.name)
+                if current is not None and current.token == record.token:  # and not one that was started since
+                    self._record_path(record.name).parent.rename(gone)
+                    shutil.rmtree(gone, ignore_errors=True)
+        except OSError as error:
+            raise self._unusable(error) from error
+        # Old output that cannot be removed, another cluster's record that cannot be read: not this cluster's trouble.
+        with contextlib.suppress(OSError, RegistryError):
+            ended = [run for run in self.directory.glob("runs/*") if self._record_of(run) is None]
+            for run in sorted(ended, key=lambda run: run.stat().st_mtime)[:-_KEPT_RUNS]:
+                shutil.rmtree(run, ignore_errors=True)
 
     def note_start(self, backend: str, took_s: float) -> None:
         """Remember how long a start took; the next one's estimate comes of the last ten."""
@@ -230,9 +247,10 @@ class Registry:
 
     def _runs(self, name: str, file: str = "") -> list[Path]:
         """Run folders of a cluster (of all, for ``*``) that hold a file of that name, the oldest first."""
-        found = self.directory.glob(f"runs/{name}-*/{file}")
-        runs = {path.parent if file else path for path in found}
-        return sorted((run for run in runs if name in ("*", self._run_of(run))), key=lambda run: run.stat().st_mtime)
+        found = [run for run in self.directory.glob(f"runs/{name}-*") if name in ("*", self._run_of(run))]
+        # Listed, not asked for: a file that is not there yet might go on missing for a kernel that asked too early.
+        runs = [run for run in found if not file or any(path.name == file for path in run.glob("*"))]
+        return sorted(runs, key=lambda run: run.stat().st_mtime)
 
     def _open_runs(self, name: str) -> list[Path]:
         """Run folders of clusters that have not been forgotten."""
@@ -283,15 +301,20 @@ class Registry:
             record = replace(known, launching=(*known.launching, unknown_launches(known)))
         else:
             record = salvaged_record(name, runs[-1] if runs else None)
-        kept = f"; it is kept as {aside}" if path.exists() else ""
+        kept = f"; it is kept as {aside}" if os.path.lexists(path) else ""
         record = record.with_event(f"the record was mended ({reason}{kept})")
         # A disk that is full, or that cannot be written, keeps the broken one where it is: the next reader tries again.
         with contextlib.suppress(OSError):
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            mended = path.with_name(".mended")
+            write_private(mended, record_to_json(record))
             if kept:
                 aside.parent.mkdir(mode=0o700, exist_ok=True)
-                shutil.copy2(path, aside)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            write_private(path, record_to_json(record))
+                try:
+                    shutil.copy2(path, aside)
+                except OSError:  # what nobody can open can still be moved
+                    path.rename(aside)
+            mended.replace(path)
         return record
 
     def _unusable(self, error: OSError) -> RegistryError:

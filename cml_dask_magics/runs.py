@@ -52,7 +52,13 @@ def close_run(run: Path) -> None:
     Without its scheduler file a session that starts late ends at once (see `commands`).
     """
     for path in run.glob("*"):
-        if path.is_file():
+        if path.is_dir():
+            continue
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            # Listed, and yet not there: on a network file system that is so for a while after a kernel asked too early.
+            path.touch()
             path.unlink(missing_ok=True)
 
 

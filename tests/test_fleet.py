@@ -236,6 +236,19 @@ def test_sessions_of_a_broken_launch_are_stopped_once_they_show_that_they_are_ou
     assert registry.names() == []
 
 
+@pytest.mark.timeout(30)
+def test_a_session_of_a_broken_launch_that_printed_and_ended_does_not_hold_the_ending_up(
+    cluster, registry, workspace, ours
+):
+    workspace.break_launch = 1, ConnectionResetError("reset")
+    cluster.launch("worker", 1)
+    (session,) = ours()
+    log(cluster, session)
+    workspace.set("succeeded", session)
+    cluster.end()
+    assert registry.names() == []
+
+
 def test_a_foreign_session_that_appeared_during_a_broken_launch_is_left_alone(cluster, registry, workspace):
     appeared = []
     workspace.on_launch = lambda _: appeared.append(workspace.add(MINE))

@@ -161,13 +161,15 @@ def test_help_shows_every_option_with_its_default(shell: InteractiveShell) -> No
 
 
 def test_tab_completes_options_and_cluster_names(shell: InteractiveShell, state: Path) -> None:
-    (state / "clusters" / "night-run").mkdir(parents=True)
+    record = state / "clusters" / "night-run" / "record.json"
+    record.parent.mkdir(parents=True)
+    record.touch()
     assert "--idle-timeout" in shell.complete("--idle", "%dask_up 2 --idle", 17)[1]
     assert "night-run" in shell.complete("", "%dask_down ", 11)[1]
     assert "night-run" in shell.complete("ni", "%dask_status ni", 15)[1]
     assert "night-run" in shell.complete("", "%dask_up --name ", 16)[1]
     assert "--all" in shell.complete("--a", "%dask_down --a", 14)[1]
-    (state / "clusters" / "night-run").rmdir()
+    record.unlink()
 
 
 def test_unloading_takes_the_magics_away_and_leaves_the_clusters(shell: InteractiveShell, state: Path) -> None:

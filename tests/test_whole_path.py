@@ -76,36 +76,6 @@ def test_a_link_is_right_without_the_slash_that_app_url_usually_ends_in(notebook
         notebook.workspace.configure(app_url_slash=True)
 
 
-def test_a_killed_kernels_cluster_is_named_reattached_to_and_stopped(notebook: Notebook) -> None:
-    notebook.run("%dask_up 2")
-    before = status(notebook)
-    notebook.kernel.kill()
-    notebook.kernel = notebook.session.kernel()
-    said = notebook.run("%load_ext cml_dask_magics")
-    assert "default" in said and "%dask_up" in said and "%dask_down" in said and said.count("\n") == 1
-    launches = launched(notebook)
-    notebook.run("%dask_up")
-    assert launched(notebook) == launches
-    assert status(notebook)["workers"][0]["session"] in {worker["session"] for worker in before["workers"]}
-    assert notebook.run("print(client.submit(sum, range(10)).result())").strip() == "45"
-    notebook.run("%dask_down")
-    assert not notebook.workspace.alive()
-
-
-def test_a_kernel_killed_while_starting_leaves_sessions_that_the_next_one_stops(notebook: Notebook) -> None:
-    notebook.workspace.configure(start_delay_s=20)
-    try:
-        notebook.kernel.run_nowait("%dask_up 3")
-        notebook.workspace.wait_until(lambda: len(notebook.workspace.alive()) == 4)
-        time.sleep(0.3)
-        notebook.kernel.kill()
-        notebook.new_kernel()
-        notebook.run("%dask_down")
-        assert not notebook.workspace.alive()
-    finally:
-        notebook.workspace.configure(start_delay_s=0.5)
-
-
 def test_another_session_of_the_project_finds_uses_and_stops_the_cluster(notebook: Notebook) -> None:
     notebook.run("%dask_up 2")
     other = notebook.workspace.open_session()
@@ -140,67 +110,11 @@ def test_adaptive_scaling_follows_the_load(notebook: Notebook) -> None:
     notebook.workspace.wait_until(lambda: len(notebook.workspace.alive()) == 2, timeout=60)
 
 
-def test_a_refused_launch_says_why_and_leaves_nothing(notebook: Notebook) -> None:
-    notebook.workspace.fault("launch_refused", message="quota of 8 cores exceeded")
-    said = notebook.fail("%dask_up 2")
-    assert "quota of 8 cores exceeded" in said and "default" in said
-    assert not notebook.workspace.alive()
-    assert "No cluster" in notebook.run("%dask_status")
-
-
-def test_a_launch_refused_in_part_leaves_nothing(notebook: Notebook) -> None:
-    notebook.workspace.fault("launch_refused", skip=2, times=1, message="no such profile")
-    said = notebook.fail("%dask_up 3")
-    assert "no such profile" in said
-    for session in notebook.workspace.calls("launch"):
-        assert session.ids is not None
-    assert not notebook.workspace.alive()
-
-
-def test_a_session_that_was_refused_but_created_is_stopped(notebook: Notebook) -> None:
-    notebook.workspace.fault("launch_refused_after_creation", times=1)
-    notebook.fail("%dask_up 2")
-    assert not notebook.workspace.alive()
-
-
-BREAKING = ["launch_html", "launch_reset", "launch_html_after_creation", "launch_reset_after_creation"]
-
-
-@pytest.mark.parametrize("fault", BREAKING)
-def test_a_launch_call_that_breaks_leaves_nothing(notebook: Notebook, fault: str) -> None:
-    notebook.workspace.fault(fault, times=1)
-    said = notebook.fail("%dask_up 2")
-    assert "refused" in said
-    assert not notebook.workspace.alive()
-
-
-def test_a_dying_session_is_named_with_its_last_words(notebook: Notebook) -> None:
-    notebook.workspace.fault("session_fails_before_running", times=1)
-    said = notebook.fail("%dask_up 2")
-    assert "ended (failed) before it was of use" in said
-    assert not notebook.workspace.alive()
-
-
 def test_a_missing_interpreter_is_shown_by_what_the_session_printed(notebook: Notebook) -> None:
     notebook.new_kernel(DASK_CML_DASK_MAGICS__PYTHON="/nowhere/python")
     said = notebook.fail("%dask_up 2")
     assert "/nowhere/python" in said and "not found" in said
     assert not notebook.workspace.alive()
-
-
-def test_ctrl_c_while_starting_stops_everything(notebook: Notebook) -> None:
-    notebook.workspace.configure(start_delay_s=8)
-    try:
-        run = notebook.kernel.run_nowait("%dask_up 3")
-        notebook.workspace.wait_until(lambda: len(notebook.workspace.alive()) == 4)
-        notebook.kernel.interrupt()
-        run = notebook.kernel.wait(run, timeout=60)
-        assert run.error is not None and run.error.ename == "KeyboardInterrupt"
-        assert "has been stopped" in run.stderr
-        assert not notebook.workspace.alive()
-        assert "No cluster" in notebook.run("%dask_status")
-    finally:
-        notebook.workspace.configure(start_delay_s=0.5)
 
 
 def test_workers_that_come_late_are_a_warning_and_not_the_end(notebook: Notebook) -> None:
@@ -216,26 +130,6 @@ def test_workers_that_come_late_are_a_warning_and_not_the_end(notebook: Notebook
         notebook.workspace.wait_until(lambda: status(notebook)["state"] == "running", timeout=30)
     finally:
         notebook.workspace.configure(capacity=Limits())
-
-
-def test_no_worker_in_time_is_an_error_that_leaves_nothing(notebook: Notebook) -> None:
-    notebook.workspace.configure(capacity=Limits(sessions=2))
-    try:
-        said = notebook.fail("%dask_up 2 --timeout 8s")
-        assert "no worker connected within 8 s" in said and "was not started by the platform" in said
-        assert not notebook.workspace.alive()
-    finally:
-        notebook.workspace.configure(capacity=Limits())
-
-
-def test_a_stop_that_the_platform_ignores_keeps_the_record_and_can_be_repeated(notebook: Notebook) -> None:
-    notebook.run("%dask_up 1")
-    notebook.run("from cml_dask_magics import fleet; fleet.Fleet.end.__defaults__ = (3.0,)")
-    notebook.workspace.fault("stop_ignored")
-    said = notebook.fail("%dask_down")
-    assert "did not stop" in said and all(session in said for session in notebook.workspace.alive())
-    notebook.workspace.clear_faults()
-    assert "Stopped" in notebook.run("%dask_down")
 
 
 def test_an_idle_cluster_ends_without_any_kernel(notebook: Notebook) -> None:
@@ -254,17 +148,6 @@ def test_background_returns_at_once_and_the_client_comes_later(notebook: Noteboo
         assert notebook.run("print(late.submit(sum, range(10)).result())").strip() == "45"
     finally:
         notebook.workspace.configure(start_delay_s=0.5)
-
-
-def test_a_listing_that_shows_only_what_is_sure_is_enough(notebook: Notebook) -> None:
-    notebook.workspace.configure(bare_list=True)
-    try:
-        notebook.run("%dask_up 2")
-        truth = {session.id: session.address for session in notebook.workspace.sessions()}
-        assert all(w["ip_address"] == truth[w["session"]] for w in status(notebook)["workers"])
-        notebook.run("%dask_down")
-    finally:
-        notebook.workspace.configure(bare_list=False)
 
 
 def test_strangers_on_the_network_cannot_talk_to_the_scheduler(notebook: Notebook) -> None:
@@ -302,16 +185,6 @@ def test_logs_show_what_every_session_printed(notebook: Notebook) -> None:
     assert all(session in logs for session in (shown["scheduler"]["session"], shown["workers"][0]["session"]))
     one = notebook.run(f"%dask_status --logs {shown['workers'][0]['session']}")
     assert "Registered to" in one and "Scheduler at" not in one
-
-
-def test_two_kernels_that_start_one_name_at_once_share_one_cluster(notebook: Notebook) -> None:
-    other = notebook.session.kernel()
-    other.run("%load_ext cml_dask_magics")
-    first, second = notebook.kernel.run_nowait("%dask_up 1"), other.run_nowait("%dask_up 1")
-    first, second = notebook.kernel.wait(first, 90), other.wait(second, 90)
-    assert first.error is None and second.error is None, (first.error, second.error)
-    assert len(notebook.workspace.alive()) == 2
-    other.shutdown()
 
 
 def test_without_the_workers_api_a_session_says_so_and_launches_nothing() -> None:

@@ -511,6 +511,13 @@ def test_a_fault_could_only_strike_the_first_launches(workspace: Workspace, note
     assert ["id" in notebook.launch()[0] for _ in range(3)] == [True, False, True]
 
 
+def test_a_fault_could_strike_all_launches_alike(workspace: Workspace, notebook: Notebook) -> None:
+    workspace.configure(start_delay_s=60)
+    workspace.fault("launch_refused", code="worker", skip=1)
+    codes = ["worker", "scheduler", "worker", "scheduler", "worker"]
+    assert ["id" in notebook.launch(code=code)[0] for code in codes] == [True, True, False, True, False]
+
+
 # -- the network -------------------------------------------------------------------------------------------------------
 
 SERVE = (

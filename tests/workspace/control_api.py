@@ -47,10 +47,16 @@ class ControlAPI:
         return self._platform.calls()
 
     def fault(
-        self, name: str, times: int | None, skip: int, sessions: list[str] | None, options: dict[str, Any]
+        self,
+        name: str,
+        times: int | None,
+        skip: int,
+        sessions: list[str] | None,
+        code: str,
+        options: dict[str, Any],
     ) -> None:
         """Switch a fault on."""
-        self._faults.switch_on(name, times, skip, sessions, **options)
+        self._faults.switch_on(name, times, skip, sessions, code, **options)
 
     def clear_faults(self, name: str | None) -> None:
         """Switch one fault off, or all."""

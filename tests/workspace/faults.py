@@ -39,6 +39,7 @@ KNOWN = {
 class Fault:
     """One fault that is switched on; it passes over `skip` chances, then strikes `times` times.
 
+    Where `code` is given, it strikes only launches of sessions whose code contains it.
     With the option `every` it strikes at every so manieth chance only.
     """
 
@@ -46,6 +47,7 @@ class Fault:
     times: int | None = None
     skip: int = 0
     sessions: list[str] | None = None
+    code: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     chances: int = 0
 
@@ -63,24 +65,27 @@ class Faults:
         times: int | None = None,
         skip: int = 0,
         sessions: list[str] | None = None,
+        code: str = "",
         **options: Any,
     ) -> None:
         """Switch a fault on, for the next `times` chances (None: until cleared), for some sessions or all."""
         if name not in KNOWN:
             raise ValueError(f"no fault is called {name!r}; there are {', '.join(sorted(KNOWN))}")
         with self._lock:
-            self._on.append(Fault(name, times, skip, sessions, options))
+            self._on.append(Fault(name, times, skip, sessions, code, options))
 
     def clear(self, name: str | None = None) -> None:
         """Switch one fault off, or all."""
         with self._lock:
             self._on = [fault for fault in self._on if name is not None and fault.name != name]
 
-    def take(self, name: str, session: str | None = None) -> dict[str, Any] | None:
+    def take(self, name: str, session: str | None = None, code: str = "") -> dict[str, Any] | None:
         """Return the options of fault `name` if it strikes now, else None; a strike is used up."""
         with self._lock:
             for fault in self._on:
                 if fault.name != name or (fault.sessions is not None and session not in fault.sessions):
+                    continue
+                if fault.code not in code:
                     continue
                 if fault.skip > 0:
                     fault.skip -= 1

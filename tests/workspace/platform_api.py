@@ -65,7 +65,11 @@ class PlatformAPI:
 
     def _launch(self, caller: str, request: dict[str, Any]) -> Reply:
         call = self._log("launch", caller)
-        take = self._faults.take
+        code = str(request.get("code") or "")
+
+        def take(name: str, session: str | None = None) -> dict[str, Any] | None:
+            return self._faults.take(name, session, code)
+
         if (refused := take("launch_refused")) is not None:
             return Reply.json({"message": refused.get("message", REFUSAL)}, int(refused.get("status_code", 200)))
         if take("launch_reset") is not None:

@@ -143,7 +143,7 @@ class Table:
         )
         if master and not foreign:
             for name in ("never_starts", "fails_before_running", "dies_before_code", "address_unknown", "killed"):
-                options = self._faults.take(f"session_{name}", session)
+                options = self._faults.take(f"session_{name}", session, record.code)
                 if options is not None:
                     record.faults[name] = options
         self._records[session] = record

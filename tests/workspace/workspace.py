@@ -103,10 +103,19 @@ class Workspace:
     # -- faults and settings -----------------------------------------------------------------------------------------
 
     def fault(
-        self, name: str, times: int | None = None, skip: int = 0, sessions: list[str] | None = None, **options: Any
+        self,
+        name: str,
+        times: int | None = None,
+        skip: int = 0,
+        sessions: list[str] | None = None,
+        code: str = "",
+        **options: Any,
     ) -> None:
-        """Switch a fault of `faults.KNOWN` on: after `skip` chances, `times` times (None: until cleared)."""
-        self._control.call("fault", name=name, times=times, skip=skip, sessions=sessions, options=options)
+        """Switch a fault of `faults.KNOWN` on: after `skip` chances, `times` times (None: until cleared).
+
+        A fault that strikes a launch can be kept to sessions whose `code` contains a word.
+        """
+        self._control.call("fault", name=name, times=times, skip=skip, sessions=sessions, code=code, options=options)
 
     def clear_faults(self, name: str | None = None) -> None:
         """Switch one fault off, or all."""
