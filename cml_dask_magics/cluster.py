@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Generator, Mapping
+from functools import partial
 from typing import Any
 
 from distributed.core import Status
@@ -23,7 +24,7 @@ from cml_dask_magics.fleet import Ended, Fleet, StillUpError
 from cml_dask_magics.liveness import liveness, scheduler_address
 from cml_dask_magics.registry import Registry
 from cml_dask_magics.starting import TICK_S, StartingCluster, ready_in_part
-from cml_dask_magics.undo import finish
+from cml_dask_magics.undo import begin, finish
 from cml_dask_magics.watching import StatusCallback
 
 
@@ -186,7 +187,7 @@ class CMLCluster(StartingCluster):
                     await self._begin()
                 except BaseException as error:
                     try:
-                        await asyncio.shield(asyncio.to_thread(self._end_launched, error))
+                        await asyncio.wrap_future(begin(partial(self._end_launched, error)))
                     finally:
                         await self._detach()
                     raise
@@ -239,7 +240,7 @@ class CMLCluster(StartingCluster):
     def _undo(self, error: BaseException) -> None:
         """Stop what this start launched, and let go of Dask."""
         try:
-            finish(lambda: self._end_launched(error))
+            finish(partial(self._end_launched, error))
         finally:
             with contextlib.suppress(Exception):
                 self.sync(self._detach, callback_timeout=10)
@@ -372,6 +373,6 @@ class CMLCluster(StartingCluster):
             self._adaptive.stop()
         try:
             if self.shutdown_on_close and self._ended is None:
-                self._ended = await asyncio.to_thread(self._fleet.end)
+                self._ended = await asyncio.wrap_future(begin(self._fleet.end))
         finally:
             await self._detach()

@@ -17,6 +17,8 @@ from cml_dask_magics import config
 from cml_dask_magics.options import LineParser, down_parser, status_parser, up_parser
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from IPython.core.interactiveshell import InteractiveShell
 
     from cml_dask_magics.operations import Up
@@ -65,7 +67,7 @@ class DaskMagics:
             # Raised anew: the user needs the words, not the way that they took through this package.
             raise _user_error(error) from None
         except KeyboardInterrupt:
-            print(_interrupted(settings), file=sys.stderr)
+            print(_interrupted(settings.name, settings.state_directory), file=sys.stderr)
             raise KeyboardInterrupt from None
         self._tell(up)
         self.shell.push({settings.cluster: up.cluster})
@@ -93,6 +95,9 @@ class DaskMagics:
                     ended = operations.down(_settings(name=name).name, directory)
                 except RuntimeError as error:  # the others are still to be stopped
                     failures.append(str(error))
+                except KeyboardInterrupt:
+                    print(_interrupted(name, directory), file=sys.stderr)
+                    raise KeyboardInterrupt from None
                 else:
                     print(show.ended_words(ended) if ended is not None else f"There is no cluster {name!r} to stop.")
         except (RuntimeError, OSError) as error:
@@ -243,11 +248,10 @@ def _user_error(error: Exception) -> Exception:
     return UsageError(str(error)) if isinstance(error, ValueError) else RuntimeError(str(error))
 
 
-def _interrupted(settings: config.Settings) -> str:
+def _interrupted(name: str, directory: Path) -> str:
     from cml_dask_magics.registry import Registry
 
-    name = settings.name
-    record = Registry(settings.state_directory).read(name)
+    record = Registry(directory).read(name)
     if record is not None and record.state == "stopping":
         return (
             f"Interrupted: the sessions of cluster {name!r} are still being stopped, in the background. "
@@ -255,7 +259,7 @@ def _interrupted(settings: config.Settings) -> str:
         )
     if record is not None:
         return f"Interrupted. Cluster {name!r} is on record: %dask_status {name} shows it, %dask_down {name} stops it."
-    return "Interrupted: every session that this %dask_up launched has been stopped."
+    return f"Interrupted: every session that was launched for cluster {name!r} has been stopped."
 
 
 def _cluster_names() -> list[str]:

@@ -10,11 +10,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def finish(work: Callable[[], T]) -> T:
-    """Do work in a thread of its own and wait for it.
+def begin(work: Callable[[], T]) -> Future[T]:
+    """Do work in a thread of its own, which nothing that befalls its caller ends.
 
-    Ctrl-C reaches the main thread alone: it ends the waiting, however often it is pressed, and never the work. The
-    interpreter waits for the thread before it exits.
+    Ctrl-C reaches the main thread alone, cancelling a task leaves the thread as it is, and the interpreter waits for
+    it before it exits. (A loop waits for the threads of ``asyncio.to_thread`` before it stops; not for this one.)
 
     Parameters
     ----------
@@ -23,10 +23,11 @@ def finish(work: Callable[[], T]) -> T:
 
     Returns
     -------
-    object
-        What it returns; what it raises is raised.
+    concurrent.futures.Future
+        What it returns or raises.
     """
     done: Future[T] = Future()
+    done.set_running_or_notify_cancel()  # from here on it cannot be cancelled
 
     def run() -> None:
         try:
@@ -35,4 +36,9 @@ def finish(work: Callable[[], T]) -> T:
             done.set_exception(error)
 
     threading.Thread(target=run, name="cml-dask-magics undo").start()
-    return done.result()
+    return done
+
+
+def finish(work: Callable[[], T]) -> T:
+    """Do work in a thread of its own and wait for it; Ctrl-C ends the waiting, and never the work."""
+    return begin(work).result()

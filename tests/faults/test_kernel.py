@@ -73,6 +73,20 @@ def test_interrupt_that_is_repeated_by_the_impatient(notebook: Faulty) -> None:
     notebook.workspace.wait_until(lambda: not notebook.living() and not on_record(notebook))
 
 
+def test_interrupt_while_stopping(notebook: Faulty) -> None:
+    """The stopping goes on, and the interrupt says so."""
+    notebook.run("%dask_up 1")
+    notebook.workspace.fault("stop_slow", delay_s=3)
+    run = notebook.kernel.run_nowait("%dask_down")
+    notebook.workspace.wait_until(lambda: notebook.calls("stop"))
+    notebook.kernel.interrupt()
+    run = notebook.kernel.wait(run, timeout=90)
+    assert run.error is not None and run.error.ename == "KeyboardInterrupt"
+    assert "still being stopped, in the background" in run.stderr
+    notebook.workspace.wait_until(lambda: not notebook.living() and not on_record(notebook))
+    assert "There is no cluster to stop" in notebook.run("%dask_down")
+
+
 def test_interrupt_while_scaling(notebook: Faulty) -> None:
     """The cluster is as it was before."""
     notebook.run("%dask_up 1")

@@ -86,7 +86,7 @@ def test_takes_30_s_and_is_interrupted(notebook: Faulty) -> None:
     notebook.kernel.interrupt()
     run = notebook.kernel.wait(run, timeout=90)
     assert run.error is not None and run.error.ename == "KeyboardInterrupt"
-    assert "every session that this %dask_up launched has been stopped" in run.stderr
+    assert "every session that was launched for cluster 'default' has been stopped" in run.stderr
 
 
 def test_takes_longer_than_the_timeout(notebook: Faulty) -> None:
