@@ -55,8 +55,12 @@ def test_interrupt_at_any_time_of_a_start(notebook: Faulty) -> None:
             notebook.run("%dask_down")
         else:
             assert run.error.ename == "KeyboardInterrupt", (moment, run.error)
-            assert not notebook.living() and not on_record(notebook), moment
-            assert "has been stopped" in run.stderr or moment == "before anything is launched"
+            assert not notebook.living(), moment
+            if on_record(notebook):  # between two lines of Python there is always room for an interrupt
+                assert "on record" in run.stderr and not on_record(notebook)["sessions"], moment
+                notebook.run("%dask_down")
+            else:
+                assert "has been stopped" in run.stderr or moment == "before anything is launched"
 
 
 def test_interrupt_that_is_repeated_by_the_impatient(notebook: Faulty) -> None:
