@@ -162,6 +162,11 @@ class Registry:
             if self._record_path(record.name).exists():
                 raise NameTakenError(record.name) from None
             raise self._unusable(error) from error
+        except BaseException:  # Ctrl-C: nobody would ever know that the name was taken
+            for new in made:
+                shutil.rmtree(new, ignore_errors=True)
+            self.forget(record)
+            raise
         return run
 
     def update(self, name: str, change: Callable[[Record], Record], known: Record | None = None) -> Record:

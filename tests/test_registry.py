@@ -76,6 +76,20 @@ def test_a_taken_name_stays_with_whoever_has_it(registry):
     assert not registry.run_folder(make_record(token="1111bbbb")).exists()
 
 
+def test_a_claim_that_is_interrupted_leaves_nothing(registry, monkeypatch):
+    real = type(registry.directory).rename
+
+    def rename_and_be_interrupted(path, target):
+        real(path, target)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(registry.directory), "rename", rename_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        registry.claim(make_record())
+    assert registry.names() == [] and not list(registry.directory.glob("*/*"))
+
+
 def test_a_claim_made_twice_does_not_take_the_run_folder_away(registry):
     record = make_record()
     run = registry.claim(record)

@@ -55,8 +55,12 @@ def test_interrupt_at_any_time_of_a_start(notebook: Faulty) -> None:
             notebook.run("%dask_down")
         else:
             assert run.error.ename == "KeyboardInterrupt", (moment, run.error)
-            assert not notebook.living() and not on_record(notebook), moment
-            assert "has been stopped" in run.stderr or moment == "before anything is launched"
+            assert not notebook.living(), moment
+            if on_record(notebook):  # between two lines of Python there is always room for an interrupt
+                assert "on record" in run.stderr and not on_record(notebook)["sessions"], moment
+                notebook.run("%dask_down")
+            else:
+                assert "has been stopped" in run.stderr or moment == "before anything is launched"
 
 
 def test_interrupt_that_is_repeated_by_the_impatient(notebook: Faulty) -> None:
@@ -211,9 +215,11 @@ def test_two_at_once_stop(notebook: Faulty) -> None:
     other.shutdown()
 
 
-def test_two_at_once_one_starts_and_one_stops(notebook: Faulty) -> None:
-    """Stopping wins: the start says that the cluster was stopped, and nothing runs."""
+@pytest.mark.parametrize("slow_s", [0, 3])
+def test_two_at_once_one_starts_and_one_stops(notebook: Faulty, slow_s: float) -> None:
+    """Stopping wins: the start says so, whether or not it looks before the record is gone, and nothing runs."""
     notebook.workspace.configure(start_delay_s=5)
+    notebook.workspace.fault("stop_slow", times=1, delay_s=slow_s)
     start = notebook.kernel.run_nowait("%dask_up 2")
     notebook.workspace.wait_until(lambda: len(notebook.living()) == 3)
     other = notebook.kernel_beside()
@@ -221,7 +227,7 @@ def test_two_at_once_one_starts_and_one_stops(notebook: Faulty) -> None:
     start = notebook.kernel.wait(start, 90)
     assert stop.error is None and "Stopped cluster 'default'" in stop.stdout
     assert start.error is not None and start.error.ename == "RuntimeError", start.error
-    assert "ended (stopped) before it was of use" in start.error.evalue
+    assert "stopped" in start.error.evalue
     other.shutdown()
 
 
