@@ -17,9 +17,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.tests-installed
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-# The same on the oldest Dask that the package supports; the tests of the simulated workspace itself know no Dask.
+# What touches Dask, on the oldest Dask that the package supports.
+WITH_DASK = $(addprefix tests/test_,cluster.py commands.py magics.py quickstart.py security.py steering.py whole_path.py)
 test-oldest: $(OLDEST_VENV)/.tests-installed
-	$(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) --ignore=tests/test_workspace.py $(ARGS)
+	$(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) $(WITH_DASK) $(ARGS)
 
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .
