@@ -51,21 +51,20 @@ def claim(settings: Settings) -> Fleet:
         requested=settings.n_workers,
         adapt=settings.adapt,
     )
+
+    def fill(folder: Path) -> None:
+        if settings.tls:
+            write_certificates(folder)
+        # Empty, it means "not yet" to Dask. A missing one might go on missing for others on a network file system.
+        write_private(folder / SCHEDULER_FILE, "")
+
     try:
-        folder = registry.claim(record)
+        registry.claim(record, fill)
     except NameTakenError:
         raise NameTakenError(
             f"cluster {settings.name!r} is running already; CMLCluster.from_name({settings.name!r}) re-attaches, "
             f"%dask_down {settings.name} stops it, another name starts another"
         ) from None
-    try:
-        if settings.tls:
-            write_certificates(folder)
-        # Empty, it means "not yet" to Dask. A missing one might go on missing for others on a network file system.
-        write_private(folder / SCHEDULER_FILE, "")
-    except BaseException:
-        registry.forget(record)
-        raise
     return Fleet(registry, _pool(platform, registry), record, settings)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from distributed.core import Status
 from distributed.protocol.pickle import dumps
 from distributed.utils import Log, Logs
-from tornado.ioloop import IOLoop, PeriodicCallback
+from tornado.ioloop import IOLoop
 
 from cml_dask_magics.config import Settings
 from cml_dask_magics.fleet import Fleet
@@ -23,7 +23,7 @@ from cml_dask_magics.records import SessionRecord
 from cml_dask_magics.security import read_security
 from cml_dask_magics.snapshot import session_of, snapshot, utc
 from cml_dask_magics.status import ClusterState, ClusterStatus
-from cml_dask_magics.watching import SHOWN_INTERVAL_S, CallableStatus, StatusCallback, WatchingCluster
+from cml_dask_magics.watching import SHOWN_INTERVAL_S, CallableStatus, Repeated, StatusCallback, WatchingCluster
 
 LOST_AFTER_S = 15.0
 
@@ -137,12 +137,15 @@ class ConnectedCluster(WatchingCluster):
             if wanted():
                 on_status(await self._snapshot())
 
+        def begin() -> None:
+            if "follow" in self.periodic_callbacks:
+                self.periodic_callbacks.pop("follow").stop()
+            following = self.periodic_callbacks["follow"] = Repeated(tell, SHOWN_INTERVAL_S)
+            following.start()
+
         self._on_end = on_end
-        if "follow" in self.periodic_callbacks:
-            self.periodic_callbacks.pop("follow").stop()
-        callback = self.periodic_callbacks["follow"] = PeriodicCallback(tell, SHOWN_INTERVAL_S * 1000)
         assert self.loop is not None
-        self.loop.add_callback(callback.start)
+        self.loop.add_callback(begin)
 
     async def _connect_to(self, address: str) -> None:
         await self._connect(address, read_security(self._fleet.folder, self.settings.tls))

@@ -121,8 +121,14 @@ class Registry:
                     raise self._unusable(error) from error
                 return self._mend(name, reason, known, self._runs(name))
 
-    def claim(self, record: Record) -> Path:
+    def claim(self, record: Record, fill: Callable[[Path], None] = lambda _: None) -> Path:
         """Take a name for a new cluster, exclusively, with everything the record says.
+
+        Parameters
+        ----------
+        record : Record
+        fill : callable
+            Called with the run folder, to put into it what must be there before anybody can know of the cluster.
 
         Returns
         -------
@@ -146,6 +152,7 @@ class Registry:
             for new in (run, run / LOGS, draft):
                 new.mkdir(mode=0o700)
                 made.append(new)
+            fill(run)
             write_private(draft / "record.json", record_to_json(record))
             if folder.exists() and not self._record_path(record.name).exists():
                 folder.rename(stale)  # its record was deleted by hand; a claim always comes with one

@@ -18,10 +18,12 @@ from cml_dask_magics.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet import Fleet
 from cml_dask_magics.liveness import scheduler_address
 from cml_dask_magics.records import Role
+from cml_dask_magics.sessions import Launched
 from cml_dask_magics.watching import StatusCallback
 
 TICK_S = 0.1
 _REPORT_S = 0.5
+_HEAD_START_S = 0.2
 
 
 class StartingCluster(AdaptiveCluster):
@@ -43,10 +45,12 @@ class StartingCluster(AdaptiveCluster):
         deadline = began + settings.timeout_s
         reporting = asyncio.ensure_future(self._report_while_starting())
         counts: dict[Role, int] = {"scheduler": 1, "worker": settings.n_workers}
-        launches = [
-            asyncio.ensure_future(asyncio.to_thread(fleet.launch, role, count)) for role, count in counts.items()
-        ]
+        launches: list[asyncio.Future[Launched]] = []
         try:
+            for role, count in counts.items():
+                launches.append(asyncio.ensure_future(asyncio.to_thread(fleet.launch, role, count)))
+                # First come, first served: without a scheduler the workers would hold their places for nothing.
+                await asyncio.wait(launches, timeout=_HEAD_START_S)
             fleet.watch()
             await self._connect_when_up(deadline, launches)
             await self._wait_for_sessions(wanted, deadline, launches)
@@ -107,6 +111,8 @@ class StartingCluster(AdaptiveCluster):
         for launch in launches:
             if launch.done():
                 launch.result()
+        if self._fleet.record.state == "stopping":
+            raise StartFailedError(describe_failure(self._fleet, self.observed, "another kernel stopped it", ids))
         # All launches must have answered, or the message would name half of what was refused.
         lost = self._fleet.lost if ids is None else {key for key in self._fleet.lost if key in ids}
         refused = self._fleet.refusals if ids is None else ()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection
 from dataclasses import replace
 
-from tornado.ioloop import IOLoop, PeriodicCallback
+from tornado.ioloop import IOLoop
 
 from cml_dask_magics.fleet import Fleet, StillUpError
 from cml_dask_magics.healing import Healer, named
@@ -21,6 +21,7 @@ from cml_dask_magics.liveness import kernel_may_live
 from cml_dask_magics.registry import GoneError, RegistryError
 from cml_dask_magics.scaling import ScalableCluster
 from cml_dask_magics.sessions import PlatformError
+from cml_dask_magics.watching import Repeated
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class SteeringCluster(ScalableCluster):
         self._gone_since: dict[str, float] = {}
         self._seen: set[str] | None = None
         self._parting: asyncio.Task[None] | None = None
-        self.periodic_callbacks["steer"] = PeriodicCallback(self._steer, _STEER_S * 1000)
+        self.periodic_callbacks["steer"] = Repeated(self._steer, _STEER_S)
 
     async def _steer(self) -> None:
         """See what has happened to the cluster, and do what has to be done about it."""

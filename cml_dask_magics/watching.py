@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from distributed.core import Status, rpc
@@ -20,6 +21,8 @@ from tornado.ioloop import IOLoop
 from cml_dask_magics import feed
 from cml_dask_magics.snapshot import sample, session_of
 from cml_dask_magics.status import ClusterStatus, Sample
+
+logger = logging.getLogger(__name__)
 
 SHOWN_INTERVAL_S = 1.0
 _UNSEEN_INTERVAL_S = 5.0
@@ -53,6 +56,40 @@ class CallableStatus:
     def name(self) -> str:
         """Dask's word for the state."""
         return str(self._status.name)
+
+
+class Repeated:
+    """A coroutine function that is called again and again, in the shape of tornado's ``PeriodicCallback``.
+
+    That one goes by the time of day: set back by an hour, it would be silent for an hour.
+    """
+
+    def __init__(self, callback: Callable[[], Coroutine[Any, Any, None]], interval_s: float) -> None:
+        self._callback = callback
+        self._interval_s = interval_s
+        self._ending: asyncio.Event | None = None
+
+    def start(self) -> None:
+        """Begin, on the loop that is running."""
+        if self._ending is None:
+            self._ending = asyncio.Event()
+            self._task = asyncio.ensure_future(self._run(self._ending))
+
+    def stop(self) -> None:
+        """Call it no more; a call that is under way goes on."""
+        if self._ending is not None:
+            self._ending.set()
+
+    async def _run(self, ending: asyncio.Event) -> None:
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(ending.wait(), self._interval_s)
+            if ending.is_set():
+                return
+            try:
+                await self._callback()
+            except Exception:  # the next call may do better
+                logger.exception("%s failed", self._callback.__qualname__)
 
 
 class WatchingCluster(Cluster):  # type: ignore[misc]
