@@ -18,9 +18,8 @@ from cml_dask_magics.fleet import Fleet, StillUpError
 from cml_dask_magics.healing import Healer, named
 from cml_dask_magics.lease import Lease
 from cml_dask_magics.liveness import kernel_may_live
-from cml_dask_magics.registry import GoneError, RegistryError
+from cml_dask_magics.registry import GoneError
 from cml_dask_magics.scaling import ScalableCluster
-from cml_dask_magics.sessions import PlatformError
 from cml_dask_magics.watching import Repeated
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class SteeringCluster(ScalableCluster):
                 await self._set_right()
         except GoneError:  # the next round tells
             pass
-        except (PlatformError, RegistryError, StillUpError, OSError, asyncio.TimeoutError) as error:
+        except (RuntimeError, OSError, asyncio.TimeoutError) as error:  # the platform, the disk, another kernel
             logger.warning("cluster %r: %s", self.name, error)
 
     async def _set_right(self) -> None:

@@ -140,6 +140,13 @@ def test_two_kernels_that_see_the_same_worker_missing_launch_one(cluster, make_f
     assert len(ours()) == 1 and recorded(registry) == set(ours())
 
 
+def test_nothing_is_launched_for_a_cluster_that_another_kernel_is_stopping(cluster, make_fleet, workspace, ours):
+    make_fleet(again=True).update(lambda record: replace(record, state="stopping"))
+    with pytest.raises(RuntimeError, match="is being stopped"):
+        cluster.grow(2, automatic=True)
+    assert ours() == []
+
+
 def test_a_launch_in_which_a_kernel_died_is_waited_for_no_longer(cluster, registry, ours):
     dead = Owner(MINE, socket.gethostname(), dead_pid())
     cluster.update(lambda record: replace(record, launching=(Launch("0", "worker", 2, time.time(), dead),)))
