@@ -173,11 +173,20 @@ def estimate_words(status: ClusterStatus) -> str:
 def advice_words(status: ClusterStatus, sums: Totals | None = None) -> str:
     """What is wrong and what to do about it; empty when nothing is wrong."""
     if status.state == "lost":
-        return "Its scheduler is gone. %dask_up starts it afresh, %dask_down clears what is left of it."
+        return (
+            "Its scheduler is gone, or has been silent for long. %dask_up starts it afresh as it was, "
+            "%dask_down clears what is left of it."
+        )
     sums = sums or totals(status)
     failures = f"{plural(sums.failed, 'session')} failed. " if sums.failed else ""
     missing = status.requested - sums.ready
     if status.state == "degraded" and missing > 0:
+        if not status.replaces_lost:
+            are = "is" if missing == 1 else "are"
+            return (
+                f"{failures}{plural(missing, 'worker')} {are} missing, and the last replacements ended before they "
+                "connected: the events say why. %dask_up tries again."
+            )
         rest = "is missing; it joins when it comes" if missing == 1 else "are missing; they join when they come"
         return f"{failures}{plural(missing, 'worker')} {rest}."
     return failures.strip()

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from cml_dask_magics.fleet import Fleet
+from cml_dask_magics.healing import FAILED_REPLACEMENTS
 from cml_dask_magics.records import SessionRecord
 from cml_dask_magics.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus
 
@@ -64,6 +65,7 @@ def snapshot(
         read_only_link=read_only_link,
         history=tuple(history),
         peak_memory_bytes=peak_memory_bytes,
+        replaces_lost=record.failed_replacements < FAILED_REPLACEMENTS,
         usual_start_s=fleet.usual_start_s,
         usage=fleet.usage(),
         events=tuple(Event(utc(at), message) for at, message in record.events),

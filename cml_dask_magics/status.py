@@ -123,6 +123,8 @@ class ClusterStatus:
         The last five minutes, oldest first, as far as this kernel saw them.
     peak_memory_bytes : int
         The most memory that the workers held together, as far as this kernel saw it.
+    replaces_lost : bool
+        Whether lost workers are replaced; not any more, once replacements have failed one after the other.
     usual_start_s : float or None
         How long earlier starts on this platform took, their median in seconds; None if there were none.
     """
@@ -141,6 +143,7 @@ class ClusterStatus:
     read_only_link: str | None = None
     history: tuple[Sample, ...] = ()
     peak_memory_bytes: int = 0
+    replaces_lost: bool = True
     usual_start_s: float | None = None
     usage: Usage = field(default_factory=Usage)
     events: tuple[Event, ...] = ()

@@ -287,6 +287,11 @@ def test_the_idle_countdown_tells_when_the_cluster_stops(
         ({"state": "lost"}, "%dask_up starts it afresh"),
         ({"state": "degraded", "requested": 5}, "1 worker is missing; it joins when it comes."),
         ({"state": "degraded", "requested": 7}, "3 workers are missing; they join when they come."),
+        (
+            {"state": "degraded", "requested": 5, "replaces_lost": False},
+            "1 worker is missing, and the last replacements ended before they connected: the events say why. "
+            "%dask_up tries again.",
+        ),
         ({"workers": (worker(0, state="failed"),)}, "1 session failed."),
     ],
 )
