@@ -1,7 +1,7 @@
 """Anything may happen in any order, and still: nothing is launched that nobody knows, nothing of others is stopped.
 
-By default 3,000 steps at least; ``STEPS=100000 pytest tests/test_state_machine.py -s --hypothesis-seed=1`` does more and
-says how many.
+By default 3,000 steps at least; ``STEPS=100000 pytest tests/test_state_machine.py -s --hypothesis-seed=1`` does more,
+and says how many.
 """
 
 from __future__ import annotations
