@@ -25,6 +25,20 @@ class SessionAdaptive(Adaptive):  # type: ignore[misc]
         if self.cluster.steers:
             await super().adapt()
 
+    async def target(self) -> int:
+        """How many workers the load asks for; as many as there are while the scheduler cannot be reached."""
+        try:
+            return int(await super().target())
+        except OSError:  # older releases of Dask would never adapt again
+            return len(self.plan)
+
+    async def workers_to_close(self, target: int) -> list[Any]:
+        """Which workers can be spared; none while the scheduler cannot be reached."""
+        try:
+            return list(await super().workers_to_close(target))
+        except OSError:
+            return []
+
     async def scale_up(self, n: int) -> None:
         """Bring the cluster up to `n` workers, or to as many as the platform grants."""
         await self.cluster._follow_load_up(n)
@@ -38,6 +52,8 @@ class SessionAdaptive(Adaptive):  # type: ignore[misc]
 class AdaptiveCluster(SteeringCluster):
     """A cluster that Dask can scale by its load."""
 
+    _changing_adaptive = False
+
     @property
     def adapting(self) -> bool:
         """Whether Dask scales the cluster."""
@@ -45,11 +61,15 @@ class AdaptiveCluster(SteeringCluster):
 
     def adapt(self, Adaptive: type[Adaptive] = SessionAdaptive, **kwargs: Any) -> Adaptive:  # noqa: N803 - Dask's name
         """Let Dask scale the cluster by its load; see `distributed.deploy.Cluster.adapt`."""
-        adaptive = self._start_adapting(Adaptive, **kwargs)
-        limits = (int(adaptive.minimum), int(adaptive.maximum))
-        with contextlib.suppress(GoneError):  # stopped meanwhile
-            self._fleet.update(lambda record: replace(record, adapt=limits, failed_replacements=0))
-        return adaptive
+        self._changing_adaptive = True
+        try:
+            adaptive = self._start_adapting(Adaptive, **kwargs)
+            limits = (int(adaptive.minimum), int(adaptive.maximum))
+            with contextlib.suppress(GoneError):  # stopped meanwhile
+                self._fleet.update(lambda record: replace(record, adapt=limits, failed_replacements=0))
+            return adaptive
+        finally:
+            self._changing_adaptive = False
 
     def _start_adapting(self, Adaptive: type[Adaptive], **kwargs: Any) -> Any:  # noqa: N803 - Dask's name
         adaptive = super().adapt(Adaptive, **kwargs)
@@ -57,10 +77,10 @@ class AdaptiveCluster(SteeringCluster):
         return adaptive
 
     def _stop_adapting(self) -> None:
-        self._drop_adaptive()
         if self._fleet.record.adapt:
             with contextlib.suppress(GoneError):
                 self._fleet.update(lambda record: replace(record, adapt=None))
+        self._drop_adaptive()
 
     def _drop_adaptive(self) -> None:
         if self._adaptive is not None:
@@ -69,6 +89,8 @@ class AdaptiveCluster(SteeringCluster):
 
     def _mirror_adapting(self) -> None:
         limits, adaptive = self._fleet.record.adapt, self._adaptive
+        if self._changing_adaptive:  # the record is about to follow
+            return
         if limits is None:
             self._drop_adaptive()
         elif adaptive is None or limits != (adaptive.minimum, adaptive.maximum):

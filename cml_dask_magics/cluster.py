@@ -207,9 +207,10 @@ class CMLCluster(StartingCluster):
                 self.failure = error
                 try:
                     await asyncio.to_thread(self._end_launched, error)
-                except StartFailedError as still_up:
-                    self.failure = still_up
-                await self._detach()
+                except Exception as worse:  # sessions that are still up, or a record that cannot be removed
+                    self.failure = worse
+                finally:
+                    await self._detach()
 
         self._background = asyncio.ensure_future(start())
 
@@ -307,16 +308,17 @@ class CMLCluster(StartingCluster):
             self.sync(scale_and_wait)
         except BaseException as error:
             try:
-                finish(lambda: self._undo_scaling(before, requested))
+                finish(partial(self._undo_scaling, before, requested, n))
             except StillUpError as still_up:
                 raise StartFailedError(f"{error}\n{still_up}") from error
             raise
 
-    def _undo_scaling(self, before: set[str], requested: int) -> None:
-        """Stop what was launched since the plan was `before`."""
+    def _undo_scaling(self, before: set[str], requested: int, n: int) -> None:
+        """Stop what was launched to come to `n` workers since the plan was `before` and `requested` were asked for."""
         self._fleet.settle()
         new = self.plan - before
-        if new:
+        # Those that died have left the plan, but the number would still ask for them.
+        if new or n > requested:
             # First this, or they would be taken for missing.
             self._fleet.withdraw(new, requested)
             self._fleet.stop(new)

@@ -1,6 +1,6 @@
 """A Dask cluster object that is connected to a scheduler of ours: what it sees, what it shows, how it lets go.
 
-The lower half of `CMLCluster`; starts, scales and stops nothing.
+The lower half of `CMLCluster`; starts, scales and stops no session.
 """
 
 from __future__ import annotations

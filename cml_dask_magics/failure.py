@@ -65,7 +65,7 @@ def _stories(fleet: Fleet, connected: Collection[str], added: Collection[str] | 
         if added is not None and session.id not in added:
             continue
         is_connected = session.id in connected or (session.role == "scheduler" and bool(connected))
-        state = fleet.state(session.id, is_connected)
+        state = fleet.state(session, is_connected)
         printed = _printed(fleet, session.id) if state != "running" else ""
         yield f"  session {session.id} ({session.role}) {told.get(state, state)}{printed}"
 

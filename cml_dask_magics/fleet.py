@@ -133,8 +133,9 @@ class Fleet(LaunchedFleet):
         """
         now = time.time()
         if any(self._is_over(launch, now) for launch in self._record.launching):
-            # Only those of which it is sure that they live: ended ones printed something, too.
-            self._adopt(self._record, self._logged(self._record) & (self._live() | set(connected)))
+            logged = self._logged(self._record)
+            if logged:  # only those of which it is sure that they live: ended ones printed something, too
+                self._adopt(self._record, logged & (self._live() | set(connected)))
 
     def settle(self) -> None:
         """Wait for launch calls under way: they cannot be called back, and what they launch must be known."""
@@ -179,7 +180,10 @@ class Fleet(LaunchedFleet):
                 raise StillUpError(self._still_up(left))
             stopped |= ids
             suspects_left = self._suspects_left(record, stopped, min(deadline, time.monotonic() + _SUSPECT_WAIT_S))
-            if not suspects_left and not self._unaccounted(record) - stopped:
+            with contextlib.suppress(GoneError, RegistryError):  # another kernel's launch may have been answered since
+                record = self.update(lambda current: current)
+            late = {session.id for session in record.sessions} - stopped
+            if not suspects_left and not late and not self._unaccounted(record) - stopped:
                 break
         self._see_the_scheduler_end(record, address, deadline)
         self.unwatch()
@@ -222,8 +226,15 @@ class Fleet(LaunchedFleet):
         if not ids:
             return record
         scheduler = scheduler_session(self.folder)
-        # Not ours to see end: where another session launched them, our listing's silence about them proves nothing.
-        new = tuple(session_record(record, s, "scheduler" if s == scheduler else "worker") for s in sorted(ids))
+        # Ours to see end only if our listing shows it; of others its silence proves nothing.
+        mine, live = self.pool.platform.session, self._live()
+        new = tuple(
+            replace(
+                session_record(record, session, "scheduler" if session == scheduler else "worker"),
+                launched_from=mine if session in live else "",
+            )
+            for session in sorted(ids)
+        )
 
         def add(record: Record) -> Record:
             known = {session.id for session in record.sessions}

@@ -141,8 +141,13 @@ class LaunchedFleet:
             Whether nobody asked for it by hand: the cluster heals, or follows its load. What is asked for by hand, and
             granted in full, is what the record asks for from then on.
         """
-        requested = None if automatic else n
-        return self._launch("worker", lambda record: n - self._coming(record), automatic, requested)
+
+        def missing(record: Record) -> int:
+            # Fewer may have been asked for since `n` was read; Dask's adaptive scaling knows better than the record.
+            most = min(n, record.requested) if automatic and record.adapt is None else n
+            return most - self._coming(record)
+
+        return self._launch("worker", missing, automatic, requested=None if automatic else n)
 
     def _coming(self, record: Record) -> int:
         """How many workers there are or will be."""
@@ -203,12 +208,15 @@ class LaunchedFleet:
             return replace(record, sessions=(*others, *new), launching=launching, requested=asked_for)
 
         try:
-            self.update(account)
+            record = self.update(account)
         except BaseException:
             # A full disk, or another kernel has stopped the cluster: what is on no record must go.
             if ids:
                 self.pool.stop(ids, visible=ids, timeout_s=STOP_TIMEOUT_S)
             raise
+        if record.state in ("stopping", "lost") and ids:  # since the call began; they are on record
+            self.pool.stop(ids, visible=ids, timeout_s=STOP_TIMEOUT_S)
+            raise RuntimeError(_IS_ENDING.format(record.name))
 
     def watch(self) -> None:
         """Follow the platform's listing until `unwatch`."""
@@ -243,14 +251,13 @@ class LaunchedFleet:
             with self._reading:
                 self._record = change(self._record)
 
-    def state(self, session: str, connected: bool) -> SessionState:
+    def state(self, session: SessionRecord, connected: bool) -> SessionState:
         """Where a session is in its life, given whether its Dask process is connected."""
-        on_record = (known.stopping_at is not None for known in self._record.sessions if known.id == session)
         return session_state(
             self._record,
-            self._infos.get(session),
-            lost=session in self._lost,
-            stopping=session in self._stopping or next(on_record, False),
+            self._infos.get(session.id),
+            lost=session.id in self._lost,
+            stopping=session.id in self._stopping or session.stopping_at is not None,
             connected=connected,
         )
 
@@ -282,6 +289,9 @@ class LaunchedFleet:
         """The record with what is to be told, and learnt, of a session that ended."""
         if session.stopping_at is not None or session.id in self._stopping or record.state in ("stopping", "lost"):
             return record
+        if session.salvaged and session.running_at is None and session.connected_at is None:
+            # Known by what it once printed alone: it had ended before, and is nobody's loss.
+            return replace(record, requested=max(0, record.requested - (session.role == "worker")))
         self._lost[session.id] = session
         if session.automatic and session.connected_at is None:
             record = replace(record, failed_replacements=record.failed_replacements + 1)

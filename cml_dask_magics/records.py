@@ -27,7 +27,8 @@ class SessionRecord:
     Times are seconds since the epoch; `running_at`, `connected_at` (its Dask process) and `ended_at` are what this
     package saw first. `launched_from` is the id of the session that launched it: only that one sees it in its listing.
     `automatic` says that nobody asked for it by hand; `stopping_at` is when it was (about to be) told to stop. With an
-    `ended_at` it is still here only where nobody has seen its end: the platform said that it would stop it.
+    `ended_at` it is still here only where nobody has seen its end: the platform said that it would stop it. A
+    `salvaged` one is known by what it printed alone: it may have ended long ago.
     """
 
     id: str
@@ -44,6 +45,7 @@ class SessionRecord:
     app_url: str | None = None
     automatic: bool = False
     stopping_at: float | None = None
+    salvaged: bool = False
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def salvaged_record(name: str, run: Path | None) -> Record:
         claimed = Record(name, token, "", time.time(), _NOBODY, settings={}, requested=0)
     scheduler = scheduler_session(run)
     sessions = tuple(
-        session_record(claimed, session, "scheduler" if session == scheduler else "worker")
+        replace(session_record(claimed, session, "scheduler" if session == scheduler else "worker"), salvaged=True)
         for session in session_logs(run / LOGS)
     )
     return replace(

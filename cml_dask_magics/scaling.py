@@ -76,41 +76,41 @@ class ScalableCluster(ConnectedCluster):
         raise NotImplementedError
 
     async def _scale_to(self, n: int) -> None:
-        await (self._grow(n) if n >= len(self.plan) else self._shrink(n))
+        async with self._scaling:
+            await (self._grow(n) if n >= len(self.plan) else self._shrink(n))
 
     async def _grow(self, n: int) -> None:
-        """Launch what is missing to `n` workers, or nothing."""
-        async with self._scaling:
-            before = self._fleet.record.requested
-            launched = await asyncio.to_thread(self._fleet.grow, n)
-            if launched.refusals:
-                came = [info.id for info in launched.sessions]
-                message = await asyncio.to_thread(self._fleet.tidy_refusal, launched, [*launched.strays, *came])
-                raise RuntimeError(f"cluster {self.name!r} stays at {len(self.plan)} workers: {message}")
-            if n != before:
-                await asyncio.to_thread(self._note_scaled, n, self._who)
-            else:
-                await asyncio.to_thread(self._try_again)
+        """Launch what is missing to `n` workers, or nothing; with `_scaling` held."""
+        before = self._fleet.record.requested
+        launched = await asyncio.to_thread(self._fleet.grow, n)
+        if launched.refusals:
+            came = [info.id for info in launched.sessions]
+            message = await asyncio.to_thread(self._fleet.tidy_refusal, launched, [*launched.strays, *came])
+            raise RuntimeError(f"cluster {self.name!r} stays at {len(self.plan)} workers: {message}")
+        if n != before:
+            await asyncio.to_thread(self._note_scaled, n, self._who)
+        else:
+            await asyncio.to_thread(self._try_again)
 
     async def _shrink(self, n: int) -> None:
-        async with self._scaling:
-            connected = self.observed
-            surplus = len(self.plan) - n
-            # First those that do no work yet, then those that Dask can spare most easily.
-            victims = sorted(self.plan - connected)[:surplus]
-            if len(victims) < surplus:
-                spare = await self.scheduler_comm.workers_to_close(n=surplus - len(victims), attribute="name")
-                victims += [session_of(name) for name in spare]
-                victims += sorted(self.plan - set(victims))[: surplus - len(victims)]
-            before = self._fleet.record.requested
-            await asyncio.to_thread(self._fleet.withdraw, victims, n)
-            try:
-                await self._retire(victims, lose_data=n == 0)
-            except BaseException:
-                await asyncio.to_thread(self._fleet.reinstate, victims, before)
-                raise
-            await self._stop_sessions(victims)
-            await asyncio.to_thread(self._note_scaled, n, self._who)
+        """End what is too much for `n` workers; with `_scaling` held."""
+        connected = self.observed
+        surplus = len(self.plan) - n
+        # First those that do no work yet, then those that Dask can spare most easily.
+        victims = sorted(self.plan - connected)[:surplus]
+        if len(victims) < surplus:
+            spare = await self.scheduler_comm.workers_to_close(n=surplus - len(victims), attribute="name")
+            victims += [session_of(name) for name in spare]
+            victims += sorted(self.plan - set(victims))[: surplus - len(victims)]
+        before = self._fleet.record.requested
+        await asyncio.to_thread(self._fleet.withdraw, victims, n)
+        try:
+            await self._retire(victims, lose_data=n == 0)
+        except BaseException:
+            await asyncio.to_thread(self._fleet.reinstate, victims, before)
+            raise
+        await self._stop_sessions(victims)
+        await asyncio.to_thread(self._note_scaled, n, self._who)
 
     async def _retire(self, victims: Collection[str], lose_data: bool) -> None:
         """Have Dask move the data off workers that are about to go."""

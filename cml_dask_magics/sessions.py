@@ -338,7 +338,7 @@ def _seconds(moment: Any) -> float | None:
     try:
         at = datetime.fromisoformat(moment.replace("Z", "+00:00"))
         return at.timestamp() if at.tzinfo else None
-    except (AttributeError, ValueError, OverflowError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         return None
 
 

@@ -78,7 +78,7 @@ def _session_status(
     metrics: Mapping[str, Any] = worker.get("metrics", {})
     return SessionStatus(
         session=session.id,
-        state=fleet.state(session.id, connected=address is not None),
+        state=fleet.state(session, connected=address is not None),
         state_since=utc(session.running_at or session.launched_at),
         ip_address=fleet.ip_address(session) or (_host(address) if address else None),
         address=address,

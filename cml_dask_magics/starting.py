@@ -111,8 +111,9 @@ class StartingCluster(AdaptiveCluster):
         for launch in launches:
             if launch.done():
                 launch.result()
-        if self._fleet.record.state == "stopping":
-            raise StartFailedError(describe_failure(self._fleet, self.observed, "another kernel stopped it", ids))
+        over = {"stopping": "another kernel stopped it", "lost": "its scheduler is gone"}
+        if why := over.get(self._fleet.record.state):
+            raise StartFailedError(describe_failure(self._fleet, self.observed, why, ids))
         # All launches must have answered, or the message would name half of what was refused.
         lost = self._fleet.lost if ids is None else {key for key in self._fleet.lost if key in ids}
         refused = self._fleet.refusals if ids is None else ()

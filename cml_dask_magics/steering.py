@@ -28,6 +28,7 @@ _STEER_S = 2.0
 # Where our listing cannot show a session, it is taken for dead only after so long: far longer than Dask itself needs to
 # notice that a connection is cut (30 s), and a worker that notices ends.
 _UNSEEN_GONE_S = 120.0
+_UNSEEN_PENDING_S = 900.0
 
 
 class SteeringCluster(ScalableCluster):
@@ -56,6 +57,8 @@ class SteeringCluster(ScalableCluster):
             self.steers = await asyncio.to_thread(self._lease.hold)
             if self.steers:
                 await self._set_right()
+            elif self._fleet.record.state == "running":
+                self._drop_replaced()
         except GoneError:  # the next round tells
             pass
         except (RuntimeError, OSError, asyncio.TimeoutError) as error:  # the platform, the disk, another kernel
@@ -64,6 +67,9 @@ class SteeringCluster(ScalableCluster):
     async def _set_right(self) -> None:
         fleet = self._fleet
         if fleet.record.state == "lost":
+            # What did not stop at first, or was being launched just then.
+            left = [session.id for session in fleet.record.sessions if session.ended_at is None]
+            await asyncio.to_thread(fleet.stop, left)
             return
         if fleet.record.state == "starting":
             await self._take_over_start()
@@ -83,15 +89,21 @@ class SteeringCluster(ScalableCluster):
         await asyncio.to_thread(fleet.adopt, connected)
         await asyncio.to_thread(fleet.finish_stopping)
         await self._end_unseen(connected)
+        self._drop_replaced()
         if fleet.record.adapt is not None:
             return
         if len(fleet.plan) > fleet.record.requested:  # sessions of a broken launch call that turned out to be ours
-            async with self._scaling:  # whoever scales now may have asked for more meanwhile
-                surplus = len(fleet.plan) > fleet.record.requested
-            if surplus:
-                await self._shrink(fleet.record.requested)
+            async with self._scaling:
+                if len(fleet.plan) > fleet.record.requested:  # whoever scaled last may have asked for more
+                    await self._shrink(fleet.record.requested)
         else:
             await asyncio.to_thread(self._healer.heal)
+
+    def _drop_replaced(self) -> None:
+        """Show lost workers no longer once there are as many again as there should be."""
+        record = self._fleet.record
+        if len(self.plan) >= (record.adapt[0] if record.adapt else record.requested):
+            self._fleet.drop_lost([s.id for s in self._fleet.lost.values() if s.role == "worker"])
 
     async def _take_over_start(self) -> None:
         """A cluster whose kernel died while it started, and that came up all the same."""
@@ -105,19 +117,19 @@ class SteeringCluster(ScalableCluster):
     # Workers
 
     async def _end_unseen(self, connected: Collection[str]) -> None:
-        """Stop sessions whose worker has been gone for long, where no listing of ours would show their end."""
+        """Stop sessions whose worker does not come (back), where no listing of ours would show their end."""
         fleet = self._fleet
         mine = fleet.pool.platform.session
-        gone = {
-            session.id
-            for session in fleet.record.sessions
-            if session.launched_from != mine and session.connected_at is not None and session.id in fleet.plan
-        } - set(connected)
-        now = time.monotonic()
+        plan, now = fleet.plan - set(connected), time.monotonic()
+        gone = {s.id: s for s in fleet.record.sessions if s.launched_from != mine and s.id in plan}
         self._gone_since = {session: self._gone_since.get(session, now) for session in gone}
-        over = [session for session, since in self._gone_since.items() if now - since > _UNSEEN_GONE_S]
+        over = [
+            session
+            for session, since in self._gone_since.items()
+            if now - since > (_UNSEEN_GONE_S if gone[session].connected_at is not None else _UNSEEN_PENDING_S)
+        ]
         if over:
-            await asyncio.to_thread(fleet.log, f"{named(over)} lost: no sign of life for {_UNSEEN_GONE_S:g} s")
+            await asyncio.to_thread(fleet.log, f"{named(over)} lost: no sign of life for long")
             await asyncio.to_thread(fleet.stop, over)
 
     async def _log_comings_and_goings(self, now: set[str]) -> None:

@@ -179,6 +179,8 @@ class WatchingCluster(Cluster):  # type: ignore[misc]
                     first = False
             except (OSError, asyncio.TimeoutError):  # the scheduler is gone, or the network for a while
                 self._on_break()
+            except Exception:  # the next connection may do better
+                logger.exception("the scheduler's news could not be taken in")
             finally:
                 await news.aclose()
             await asyncio.sleep(_RECONNECT_S)

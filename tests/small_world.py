@@ -297,8 +297,9 @@ class World:
         """What Dask's adaptive scaling does in the kernel that steers."""
         cluster = held.fleet
         if cluster.refresh() and held.lease.hold() and not self.lost(held) and held.healer.may_launch():
+            cluster.update(lambda record: replace(record, adapt=(0, n)))
             held.healer.launch(n)
-            cluster.update(lambda record: replace(record, requested=len(cluster.plan)))
+            cluster.update(lambda record: replace(record, adapt=None, requested=len(cluster.plan)))
 
     def steer(self, kernel: Kernel, name: str) -> None:
         """One look of `SteeringCluster`, without Dask."""

@@ -18,7 +18,7 @@ from cml_dask_magics import sessions
 from cml_dask_magics.config import Settings
 from cml_dask_magics.failure import describe_failure
 from cml_dask_magics.fleet import Fleet, StillUpError
-from cml_dask_magics.records import Launch, Owner, Record
+from cml_dask_magics.records import Launch, Owner, Record, record_to_json
 from cml_dask_magics.registry import Registry, write_private
 from cml_dask_magics.runs import read_tail
 from cml_dask_magics.sessions import SessionPool
@@ -145,6 +145,37 @@ def test_nothing_is_launched_for_a_cluster_that_another_kernel_is_stopping(clust
     with pytest.raises(RuntimeError, match="is being stopped"):
         cluster.grow(2, automatic=True)
     assert ours() == []
+
+
+def test_a_launch_that_is_answered_when_its_cluster_is_being_stopped_is_stopped_too(
+    cluster, make_fleet, workspace, ours
+):
+    other = make_fleet(again=True)
+    workspace.on_launch = lambda _: other.update(lambda record: replace(record, state="stopping"))
+    with pytest.raises(RuntimeError, match="is being stopped"):
+        cluster.grow(2)
+    assert ours() == []
+
+
+def test_healing_does_not_launch_what_was_taken_away_meanwhile(cluster, registry, ours):
+    cluster.update(lambda record: replace(record, requested=1))
+    cluster.grow(3, automatic=True)
+    assert len(ours()) == 1
+
+
+def test_what_a_salvaged_record_names_and_has_ended_is_no_loss_and_not_asked_for(cluster, workspace, registry, ours):
+    write_private(cluster.folder / "scheduler.json", '{"address": "tcp://127.0.0.1:1"}')
+    write_private(cluster.folder / "claim.json", record_to_json(replace(cluster.record, settings={"cpu": 1})))
+    cluster.launch("worker", 3)
+    for session in ours():
+        log(cluster, session)
+    gone, *left = ours()
+    workspace.set("stopped", gone)
+    (registry.folder("default") / "record.json").unlink()
+    cluster._record = registry.read("default")
+    assert len(cluster.record.sessions) == 3
+    cluster.observe(cluster.pool.listing())
+    assert cluster.record.requested == 2 and cluster.lost == {} and cluster.plan == set(left)
 
 
 def test_a_launch_in_which_a_kernel_died_is_waited_for_no_longer(cluster, registry, ours):
@@ -438,7 +469,7 @@ def test_a_session_that_dies_by_itself_is_noticed_and_told(cluster, registry, wo
     cluster.observe(cluster.pool.listing())
     assert set(cluster.lost) == {dead}
     assert recorded(registry) == {alive}
-    assert cluster.state(dead, False) == "failed"
+    assert cluster.state(cluster.lost[dead], False) == "failed"
     assert dead in registry.read("default").events[-1][1]
     assert "failed" in registry.read("default").events[-1][1]
 
@@ -447,16 +478,16 @@ def test_a_session_goes_through_its_states(cluster, registry, workspace):
     cluster.launch("worker", 1)
     (session,) = recorded(registry)
     cluster.observe(cluster.pool.listing())
-    assert cluster.state(session, False) == "pending"
+    assert cluster.state(cluster.record.sessions[0], False) == "pending"
     workspace.set("running", session)
     cluster.observe(cluster.pool.listing())
-    assert cluster.state(session, False) == "starting"
-    assert cluster.state(session, True) == "running"
+    assert cluster.state(cluster.record.sessions[0], False) == "starting"
+    assert cluster.state(cluster.record.sessions[0], True) == "running"
     assert registry.read("default").sessions[0].ip_address.startswith("100.66.")
     workspace.stop_modes["*"] = "ignore"
     with pytest.raises(StillUpError):
         cluster.stop([session], timeout_s=0.3)
-    assert cluster.state(session, True) == "stopping"
+    assert cluster.state(cluster.record.sessions[0], True) == "stopping"
     workspace.stop_modes = {}
     cluster.end()
 

@@ -389,6 +389,7 @@ SESSIONS = st.builds(
     connected_at=st.none() | FLOATS,
     automatic=st.booleans(),
     stopping_at=st.none() | FLOATS,
+    salvaged=st.booleans(),
     ended_at=st.none() | FLOATS,
     ip_address=st.none() | TEXT,
     app_url=st.none() | TEXT,
