@@ -16,6 +16,7 @@ FAILED_REPLACEMENTS = 3
 REFUSED_PAUSE_S = 60.0
 _NAMED_WORKERS = 3
 _IDLE_WORDS = "closing after being idle"
+_READ_LINES = 500  # connections that it cuts then print their tracebacks
 
 
 class Healer:
@@ -69,7 +70,7 @@ class Healer:
     def ended_idle(self) -> bool:
         """Whether a scheduler that is gone had ended by its idle timeout, as it prints then."""
         scheduler = scheduler_session(self._fleet.folder)
-        return any(_IDLE_WORDS in line for line in self._fleet.tail(scheduler, 20))
+        return any(_IDLE_WORDS in line for line in self._fleet.tail(scheduler, _READ_LINES))
 
     def end_lost(self) -> None:
         """End the sessions of a cluster whose scheduler is gone; the record keeps its settings for the next start.

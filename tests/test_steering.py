@@ -135,7 +135,7 @@ def test_a_lost_cluster_can_be_put_away(shell: InteractiveShell, state: Path) ->
 
 
 def test_a_cluster_that_nobody_uses_ends_and_its_record_with_it(state: Path) -> None:
-    cluster = CMLCluster(1, idle_timeout="3s")
+    cluster = CMLCluster(1, idle_timeout="10s")
     until(lambda: cluster.closed)
     assert not running(state) and operations.names(state) == []
     assert cluster.ended is not None and "nobody worked" in cluster.parting_words

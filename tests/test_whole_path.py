@@ -135,9 +135,9 @@ def test_workers_that_come_late_are_a_warning_and_not_the_end(notebook: Notebook
 
 
 def test_an_idle_cluster_ends_without_any_kernel(notebook: Notebook) -> None:
-    notebook.run("%dask_up 2 --idle-timeout 3s")
+    notebook.run("%dask_up 2 --idle-timeout 12s")
     notebook.kernel.kill()
-    notebook.workspace.wait_until(lambda: not notebook.workspace.alive(), timeout=30)
+    notebook.workspace.wait_until(lambda: not notebook.workspace.alive(), timeout=90)
 
 
 def test_background_returns_at_once_and_the_client_comes_later(notebook: Notebook) -> None:
