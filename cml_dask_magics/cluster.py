@@ -295,6 +295,7 @@ class CMLCluster(StartingCluster):
                 missing = min(len(new), wanted - len(self.observed & before))
                 if missing > 0:
                     await self._wait_for_sessions(missing, time.monotonic() + timeout_s, ids=new)
+                await self._ask_dask()
             except TimeoutError as error:
                 raise StartFailedError(describe_failure(self._fleet, self.observed, str(error), new)) from None
             finally:

@@ -180,7 +180,7 @@ class ConnectedCluster(WatchingCluster):
         return snapshot(
             self._fleet,
             self._state() if on_record else "lost",  # another kernel stopped it
-            self.scheduler_info["workers"],
+            self._workers,
             scheduler_address=self.scheduler_address if self.scheduler_comm is not None else None,
             dashboard_link=self.dashboard_link or None,
             read_only_link=self._read_only_link(),

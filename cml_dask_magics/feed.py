@@ -8,12 +8,40 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from distributed.comm import connect
 from distributed.protocol.pickle import dumps
 
 _CONNECT_TIMEOUT_S = 3.0
+
+
+class WorkerFigures(NamedTuple):
+    """What the scheduler last heard of one worker.
+
+    Parameters
+    ----------
+    name : str
+    nthreads : int
+    memory_limit_bytes : int
+        0 for none.
+    cpu_percent : float
+        Per cent of one core.
+    memory_bytes : int
+        Of the whole process.
+    spilled_bytes : int
+        On disk.
+    executing : int
+        Tasks running now.
+    """
+
+    name: str
+    nthreads: int
+    memory_limit_bytes: int
+    cpu_percent: float
+    memory_bytes: int
+    spilled_bytes: int
+    executing: int
 
 
 @dataclass(frozen=True)
@@ -23,14 +51,14 @@ class News:
     Parameters
     ----------
     changed : dict
-        Worker address to the worker's figures, in the shape of ``Scheduler.identity()["workers"]``.
+        Worker address to the worker's figures.
     gone : tuple of str
         Addresses of workers that left.
     idle_s : float or None
         Seconds since the cluster last worked, None while it works.
     """
 
-    changed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    changed: dict[str, WorkerFigures] = field(default_factory=dict)
     gone: tuple[str, ...] = ()
     idle_s: float | None = None
 
@@ -115,17 +143,26 @@ def _read(answer: Any) -> News:
     """News from what the scheduler sent, which says with an error that it does not take such requests."""
     if not isinstance(answer, Mapping) or "changed" not in answer:
         raise OSError(f"the scheduler does not tell of its workers: {answer!r:.300}")
-    changed = {address: _worker(*figures) for address, figures in answer["changed"].items()}
+    changed = {address: _figures(*figures) for address, figures in answer["changed"].items()}
     return News(changed, tuple(answer["gone"]), answer["idle_s"])
 
 
-def _worker(
+def figures_of(worker: Mapping[str, Any]) -> WorkerFigures:
+    """The figures in what Dask says of a worker (``Scheduler.identity()["workers"][address]``)."""
+    metrics = worker.get("metrics", {})  # missing in what Dask's stream tells of a new worker
+    tasks = metrics.get("task_counts", {})
+    return WorkerFigures(
+        str(worker["name"]),
+        worker["nthreads"],
+        worker["memory_limit"] or 0,
+        metrics.get("cpu", 0),
+        metrics.get("memory", 0),
+        int(metrics.get("spilled_bytes", {}).get("disk", 0)),
+        tasks.get("executing", 0) + tasks.get("long-running", 0),
+    )
+
+
+def _figures(
     name: Any, nthreads: int, memory_limit: int, cpu: int, memory_mib: int, spilled_mib: int, executing: int
-) -> dict[str, Any]:
-    metrics = {
-        "cpu": cpu,
-        "memory": memory_mib << 20,
-        "spilled_bytes": {"disk": spilled_mib << 20},
-        "task_counts": {"executing": executing},
-    }
-    return {"name": name, "nthreads": nthreads, "memory_limit": memory_limit, "metrics": metrics}
+) -> WorkerFigures:
+    return WorkerFigures(str(name), nthreads, memory_limit, cpu, memory_mib << 20, spilled_mib << 20, executing)

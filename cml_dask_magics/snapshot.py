@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from cml_dask_magics.feed import WorkerFigures
 from cml_dask_magics.fleet import Fleet
 from cml_dask_magics.healing import FAILED_REPLACEMENTS
 from cml_dask_magics.records import SessionRecord
@@ -16,7 +17,7 @@ from cml_dask_magics.status import ClusterState, ClusterStatus, Event, Sample, S
 def snapshot(
     fleet: Fleet,
     state: ClusterState,
-    workers: Mapping[str, Mapping[str, Any]],
+    workers: Mapping[str, WorkerFigures],
     scheduler_address: str | None = None,
     dashboard_link: str | None = None,
     read_only_link: str | None = None,
@@ -32,7 +33,7 @@ def snapshot(
         Its sessions.
     state : ClusterState
     workers : mapping
-        What the scheduler says of each connected worker (``Scheduler.identity()["workers"]``), by address.
+        What the scheduler says of each connected worker, by address.
     scheduler_address : str, optional
         Where the scheduler is connected; None while it is not.
     dashboard_link, read_only_link : str, optional
@@ -43,7 +44,7 @@ def snapshot(
     peak_memory_bytes : int, optional
     """
     record = fleet.record
-    addresses = {session_of(worker["name"]): address for address, worker in workers.items()}
+    addresses = {session_of(worker.name): address for address, worker in workers.items()}
     scheduler = next((session for session in record.sessions if session.role == "scheduler"), None)
     failed = [session for session in fleet.lost.values() if session.role == "worker"]
     sessions = [s for s in record.sessions if s.role == "worker" and s.ended_at is None] + failed
@@ -56,9 +57,9 @@ def snapshot(
         adapt=record.adapt,
         idle_timeout_s=fleet.settings.idle_timeout_s,
         idle_s=idle_s,
-        scheduler=_session_status(fleet, scheduler, scheduler_address, {}) if scheduler is not None else None,
+        scheduler=_session_status(fleet, scheduler, scheduler_address) if scheduler is not None else None,
         workers=tuple(
-            _session_status(fleet, session, addresses.get(session.id), workers.get(addresses.get(session.id, ""), {}))
+            _session_status(fleet, session, addresses.get(session.id), workers.get(addresses.get(session.id, "")))
             for session in sessions
         ),
         dashboard_link=dashboard_link,
@@ -73,38 +74,31 @@ def snapshot(
 
 
 def _session_status(
-    fleet: Fleet, session: SessionRecord, address: str | None, worker: Mapping[str, Any]
+    fleet: Fleet, session: SessionRecord, address: str | None, worker: WorkerFigures | None = None
 ) -> SessionStatus:
-    metrics: Mapping[str, Any] = worker.get("metrics", {})
     return SessionStatus(
         session=session.id,
         state=fleet.state(session, connected=address is not None),
         state_since=utc(session.running_at or session.launched_at),
         ip_address=fleet.ip_address(session) or (_host(address) if address else None),
         address=address,
-        nthreads=int(worker.get("nthreads", 0)),
-        cpu_percent=float(metrics.get("cpu", 0.0)),
-        memory_bytes=int(metrics.get("memory", 0)),
-        memory_limit_bytes=int(worker.get("memory_limit") or 0),
-        spilled_bytes=int(metrics.get("spilled_bytes", {}).get("disk", 0)),
-        executing=_executing(metrics),
+        nthreads=worker.nthreads if worker else 0,
+        cpu_percent=worker.cpu_percent if worker else 0.0,
+        memory_bytes=worker.memory_bytes if worker else 0,
+        memory_limit_bytes=worker.memory_limit_bytes if worker else 0,
+        spilled_bytes=worker.spilled_bytes if worker else 0,
+        executing=worker.executing if worker else 0,
     )
 
 
-def sample(workers: Mapping[str, Mapping[str, Any]]) -> Sample:
-    """What the workers do together now, from ``Scheduler.identity()["workers"]``."""
-    metrics = [worker.get("metrics", {}) for worker in workers.values()]
+def sample(workers: Collection[WorkerFigures]) -> Sample:
+    """What the workers do together now."""
     return Sample(
         at=datetime.now(timezone.utc),
-        cpu_percent=sum(float(each.get("cpu", 0.0)) for each in metrics),
-        memory_bytes=sum(int(each.get("memory", 0)) for each in metrics),
-        executing=sum(map(_executing, metrics)),
+        cpu_percent=sum(worker.cpu_percent for worker in workers),
+        memory_bytes=sum(worker.memory_bytes for worker in workers),
+        executing=sum(worker.executing for worker in workers),
     )
-
-
-def _executing(metrics: Mapping[str, Any]) -> int:
-    tasks: Mapping[str, int] = metrics.get("task_counts", {})
-    return int(tasks.get("executing", 0)) + int(tasks.get("long-running", 0))
 
 
 def session_of(worker_name: Any) -> str:

@@ -66,6 +66,7 @@ class StartingCluster(AdaptiveCluster):
         if ready < wanted:
             message = self.warning = ready_in_part(self.name, ready, wanted, settings.timeout_s)
         await asyncio.to_thread(fleet.update, lambda record: replace(record, state="running").with_event(message))
+        await self._ask_dask()
         if ready >= settings.n_workers:
             await asyncio.to_thread(fleet.registry.note_start, fleet.record.backend, time.monotonic() - began)
         if settings.adapt:

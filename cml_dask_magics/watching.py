@@ -15,10 +15,12 @@ from typing import Any
 
 from distributed.core import Status, rpc
 from distributed.deploy.cluster import Cluster
+from distributed.objects import SchedulerInfo
 from distributed.utils import log_errors
 from tornado.ioloop import IOLoop
 
 from cml_dask_magics import feed
+from cml_dask_magics.feed import WorkerFigures
 from cml_dask_magics.snapshot import sample, session_of
 from cml_dask_magics.status import ClusterStatus, Sample
 
@@ -106,6 +108,10 @@ class WatchingCluster(Cluster):  # type: ignore[misc]
         self._dask_status = Status.created
         self._heard_at: float | None = None
         self._idle_s: float | None = None
+        # Beside Dask's own `scheduler_info`, which every tool of Dask's reads and relies on.
+        self._figures: dict[str, WorkerFigures] = {}
+        self._differed: set[str] = set()
+        self._incomplete = False
         self._history: deque[Sample] = deque(maxlen=int(_HISTORY_S / SHOWN_INTERVAL_S))
         self._peak_memory_bytes = 0
         self._interval_s = _UNSEEN_INTERVAL_S
@@ -120,7 +126,17 @@ class WatchingCluster(Cluster):  # type: ignore[misc]
     @property
     def observed(self) -> set[str]:
         """Ids of the sessions whose worker the scheduler knows; the workers are named after them."""
-        return {session_of(worker["name"]) for worker in self.scheduler_info["workers"].values()}
+        return {session_of(worker.name) for worker in self._workers.values()}
+
+    @property
+    def _workers(self) -> dict[str, WorkerFigures]:
+        """The workers by address: as the feed told last, and those that only Dask's stream has told of yet."""
+        new = {
+            address: feed.figures_of(worker)
+            for address, worker in self.scheduler_info["workers"].items()
+            if address not in self._figures
+        }
+        return self._figures | new
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -175,7 +191,7 @@ class WatchingCluster(Cluster):  # type: ignore[misc]
             first = True
             try:
                 async for each in news:
-                    self._take_in(each, everything=first)
+                    await self._take_in(each, everything=first)
                     first = False
             except (OSError, asyncio.TimeoutError):  # the scheduler is gone, or the network for a while
                 self._on_break()
@@ -196,26 +212,40 @@ class WatchingCluster(Cluster):  # type: ignore[misc]
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             look = feed.look(self.scheduler_comm.address, self._connection_args)
             news = await asyncio.wait_for(look, _ANSWER_TIMEOUT_S)
-            self._take_in(news, everything=True)
+            await self._take_in(news, everything=True)
 
-    def _take_in(self, news: feed.News, everything: bool) -> None:
+    async def _take_in(self, news: feed.News, everything: bool) -> None:
         self._heard_at, self._idle_s = time.monotonic(), news.idle_s
-        workers = self.scheduler_info["workers"]
-        gone = workers.keys() - news.changed.keys() if everything else news.gone
-        for address in list(gone):
-            workers.pop(address, None)
-        for address, figures in news.changed.items():
-            # What Dask told of it stays: its tools read more than these figures.
-            workers[address] = {**workers.get(address, {}), **figures}
-        seen = sample(workers)
+        if everything:
+            self._figures = dict(news.changed)
+        else:
+            self._figures.update(news.changed)
+            for address in news.gone:
+                self._figures.pop(address, None)
+        seen = sample(self._figures.values())
         self._peak_memory_bytes = max(self._peak_memory_bytes, seen.memory_bytes)
         if not self._history or (seen.at - self._history[-1].at).total_seconds() >= SHOWN_INTERVAL_S * 0.9:
             self._history.append(seen)
+        differ = self._figures.keys() ^ self.scheduler_info["workers"].keys()
+        # Dask's own stream of workers that come and go ends with a connection that breaks, and goes to one kernel at a
+        # time. It is quicker than the feed: what it has not told when the feed has told it twice, it will not tell.
+        if self._incomplete or (differ if everything else differ & self._differed):
+            await self._ask_dask()
+        else:
+            self._differed = differ
+
+    async def _ask_dask(self) -> None:
+        """Have Dask's `scheduler_info` whole: its stream tells of a new worker without its metrics."""
+        self._incomplete, self._differed = False, set()
+        if self.scheduler_comm is not None:
+            self.scheduler_info = SchedulerInfo(await self.scheduler_comm.identity())
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
-        # Dask's own stream and the feed tell of the same workers; whoever is second finds it done.
+        self._incomplete = True
+        # Dask may have been asked in the meantime: then its stream finds it done.
         with log_errors():
             if op == "add":
                 super()._update_worker_status(op, msg)
             else:
                 self.scheduler_info["workers"].pop(msg, None)
+                self._figures.pop(msg, None)
