@@ -6,9 +6,10 @@ import secrets
 import time
 from pathlib import Path
 
-from cml_dask_magics.commands import SCHEDULER_FILE
+from cml_dask_magics.commands import SCHEDULER_FILE, SESSION_PROGRAM
 from cml_dask_magics.config import Settings, make_settings, settings_from_json, settings_to_json
 from cml_dask_magics.fleet import Fleet
+from cml_dask_magics.inheritance import write_inheritance
 from cml_dask_magics.liveness import liveness, this_kernel
 from cml_dask_magics.records import Record
 from cml_dask_magics.registry import NameTakenError, Registry, write_private
@@ -41,6 +42,7 @@ def claim(settings: Settings) -> Fleet:
     dead = open_fleet(registry, settings.name)
     if dead is not None and liveness(dead.record, dead.folder, ANSWER_TIMEOUT_S) == "silent":
         dead.end()
+    left_out: list[str] = []
     record = Record(
         name=settings.name,
         token=secrets.token_hex(4),
@@ -55,6 +57,7 @@ def claim(settings: Settings) -> Fleet:
     def fill(folder: Path) -> None:
         if settings.tls:
             write_certificates(folder)
+        left_out.extend(write_inheritance(folder, settings))
         # Empty, it means "not yet" to Dask. A missing one might go on missing for others on a network file system.
         write_private(folder / SCHEDULER_FILE, "")
 
@@ -65,7 +68,10 @@ def claim(settings: Settings) -> Fleet:
             f"cluster {settings.name!r} is running already; CMLCluster.from_name({settings.name!r}) re-attaches, "
             f"%dask_down {settings.name} stops it, another name starts another"
         ) from None
-    return Fleet(registry, _pool(platform, registry), record, settings)
+    fleet = Fleet(registry, _pool(platform, registry), record, settings)
+    if left_out:
+        fleet.log(f"Dask's configuration holds in the sessions too, but for {', '.join(left_out)}: no plain values")
+    return fleet
 
 
 def open_fleet(registry: Registry, name: str) -> Fleet | None:
@@ -79,7 +85,12 @@ def open_fleet(registry: Registry, name: str) -> Fleet | None:
             f"cluster {name!r} was launched on {record.backend}, which this kernel cannot reach; "
             "look at it or stop it from a session of its project"
         )
-    return Fleet(registry, _pool(platform, registry), record, settings_of(record) or make_settings(name=name))
+    fleet = Fleet(registry, _pool(platform, registry), record, settings_of(record) or make_settings(name=name))
+    if record.state in ("starting", "running") and not any(
+        path.name == SESSION_PROGRAM for path in fleet.folder.glob("*")
+    ):
+        write_inheritance(fleet.folder, fleet.settings)  # started by a release whose sessions needed none
+    return fleet
 
 
 def settings_of(record: Record) -> Settings | None:

@@ -15,6 +15,7 @@ SCHEDULER_FILE = "scheduler.json"
 # What the scheduler file is called once its cluster is being stopped.
 FORMER_SCHEDULER_FILE = "scheduler.former.json"
 SCHEDULER_SESSION_FILE = "scheduler.session"
+SESSION_PROGRAM = "session.py"
 LOG_SUFFIX = ".log"
 _GIB = 2**30
 
@@ -26,7 +27,7 @@ _PRELUDE = (
     'test -e "$CML_DASK_FOLDER/scheduler.json" || exit 0; '
     'test "$CDSW_IP_ADDRESS" || CDSW_IP_ADDRESS=0.0.0.0; '
 )
-_PYTHON = 'exec "$CML_DASK_PYTHON" -m dask '
+_PYTHON = f'exec "$CML_DASK_PYTHON" "$CML_DASK_FOLDER/{SESSION_PROGRAM}" '
 _COMMON = ' --scheduler-file "$CML_DASK_FOLDER/scheduler.json" --host "$CDSW_IP_ADDRESS"'
 _TLS = (
     ' --protocol tls --tls-ca-file "$CML_DASK_FOLDER/ca.pem"'

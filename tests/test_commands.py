@@ -101,8 +101,8 @@ def test_a_line_reaches_dask_as_it_was_meant_wherever_the_folder_is(arrived, key
     folders, logs = arrived
     folder = str(folders[key])
     scheduler, worker = argv(logs[key]["sched"]), argv(logs[key]["work"])
-    assert scheduler[:3] == ["-m", "dask", "scheduler"]
-    assert worker[:3] == ["-m", "dask", "worker"]
+    assert scheduler[:2] == [f"{folder}/session.py", "scheduler"]
+    assert worker[:2] == [f"{folder}/session.py", "worker"]
     for arguments in (scheduler, worker):
         assert arguments[arguments.index("--scheduler-file") + 1] == f"{folder}/scheduler.json"
         assert arguments[arguments.index("--host") + 1] == "100.66.0.1"
@@ -119,9 +119,9 @@ def test_what_a_session_prints_is_kept_errors_included(arrived):
 
 def test_this_dask_knows_every_option_of_the_lines(arrived):
     _, logs = arrived
-    scheduler = dask_scheduler.main.make_context("scheduler", argv(logs["plain"]["sched"])[3:], resilient_parsing=False)
+    scheduler = dask_scheduler.main.make_context("scheduler", argv(logs["plain"]["sched"])[2:], resilient_parsing=False)
     assert scheduler.params["port"] in (8786, "8786")
-    worker = dask_worker.main.make_context("worker", argv(logs["plain"]["work"])[3:], resilient_parsing=False)
+    worker = dask_worker.main.make_context("worker", argv(logs["plain"]["work"])[2:], resilient_parsing=False)
     assert worker.params["resources"] == "GPU=1"
     assert worker.params["nthreads"] == 2
 
@@ -238,6 +238,6 @@ def test_dask_cuda_is_used_where_it_is_installed(tmp_path, monkeypatch):
     (tmp_path / "dask_cuda" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     line = commands.worker_line(make_settings(gpu=2))
-    assert "-m dask cuda worker " in line
+    assert '/session.py" cuda worker ' in line
     assert "--resources" not in line
     assert "cuda" not in commands.worker_line(make_settings(gpu=0))

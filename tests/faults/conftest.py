@@ -71,7 +71,7 @@ class Faulty(Notebook):
         return [
             one
             for one in self.workspace.sessions()
-            if one.launched_by == self.session.id and not one.foreign and f"-m dask {role}" in one.code
+            if one.launched_by == self.session.id and not one.foreign and f'session.py" {role}' in one.code
         ]
 
     def living(self, role: str = "") -> list[str]:
