@@ -91,7 +91,8 @@ def _directory(value: Any) -> Path:
         raise ValueError(f"the path of a folder ({error})") from None
 
 
-_WORKERS = values.integer("a whole number of workers from 1 to max-workers", 1)
+_WORKERS = values.integer("a whole number of workers from 0 to max-workers", 0)
+_WAIT = values.integer("a whole number of workers, 1 or more", 1)
 _PORT = values.integer("a port from 1 to 65535", 1, 65535)
 
 OPTIONS: tuple[Option, ...] = (
@@ -103,12 +104,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("scheduler-cpu", "scheduler_cpu", values.cores, "CORES", "cores of the scheduler", 1),
     Option("scheduler-memory", "scheduler_memory_gib", values.gib, "GIB", "GiB of the scheduler", 2),
     Option("adapt", "adapt", values.adapt, "MIN:MAX", "let Dask scale between MIN and MAX workers; default: off"),
-    Option("wait", "wait", lambda v: None if v is None else _WORKERS(v), "N",
+    Option("wait", "wait", lambda v: None if v is None else _WAIT(v), "N",
            "how many workers to wait for; default: all"),
     Option("timeout", "timeout_s", values.seconds, "DURATION", "how long to wait for them: 90s, 5 min", "5 min"),
     Option("idle-timeout", "idle_timeout_s", values.seconds_or_off, "DURATION",
            "stop the cluster after this long without work; off for never", "1 hour"),
-    Option("env", "env", values.env, "KEY=VALUE", "into the workers' environment; may be repeated", {}),
+    Option("env", "env", values.env, "KEY[=VALUE]",
+           "into the workers' environment, KEY alone with the value that it has in the kernel; may be repeated", {}),
     Option("dashboard-port", "dashboard_port", lambda v: None if v is None else _PORT(v), "PORT",
            "port of the dashboard; default: CDSW_READONLY_PORT, a free port on a local cluster"),
     Option("local", "local", values.switch, "",
@@ -125,11 +127,27 @@ OPTIONS: tuple[Option, ...] = (
 )  # fmt: skip
 
 
-def make_settings(**given: Any) -> Settings:
+Spelling = Callable[[str], str]
+"""How the user writes an option, given its name in the configuration."""
+
+
+def as_typed(name: str) -> str:
+    """An option as it is typed on a magic's line."""
+    return "N" if name == "n-workers" else f"--{name}"
+
+
+def as_keyword(name: str) -> str:
+    """An option as it is given to `CMLCluster`."""
+    return name.replace("-", "_")
+
+
+def make_settings(spelled: Spelling = as_keyword, **given: Any) -> Settings:
     """Settings from what the user gave, else Dask's configuration, else the default.
 
     Parameters
     ----------
+    spelled : callable
+        How messages are to name an option.
     **given
         Values by option name with underscores; ``None`` stands for "not given".
 
@@ -143,24 +161,24 @@ def make_settings(**given: Any) -> Settings:
         One sentence that names the option, the value and what is allowed. Nothing has been changed.
     """
     configured = _configuration()
-    unknown = sorted(set(given) - {option.name.replace("-", "_") for option in OPTIONS})
+    unknown = sorted(set(given) - {as_keyword(option.name) for option in OPTIONS})
     if unknown:
         raise TypeError(f"unknown option {unknown[0]!r}")
     values: dict[str, Any] = {}
     for option in OPTIONS:
-        value = given.get(option.name.replace("-", "_"))
-        source = ""
+        value, source = given.get(as_keyword(option.name)), spelled(option.name)
         if value is None:
             value = configured.get(option.name, option.default)
-            source = f" (from Dask's configuration, {SECTION}.{option.name})" if option.name in configured else ""
+            if option.name in configured:
+                source = f"{SECTION}.{option.name} in Dask's configuration"
         try:
             values[option.field] = option.read(value)
         except ValueError as error:
-            raise ValueError(f"{option.name} must be {error}; not {_shown(option, value)}{source}") from None
+            raise ValueError(f"{source} must be {error}; not {_shown(option, value)}") from None
     if values["adapt"] and given.get("n_workers") is None:
         values["n_workers"] = max(1, values["adapt"][0])
     settings = Settings(**values)
-    _check_together(settings)
+    _check_together(settings, spelled)
     return settings
 
 
@@ -193,25 +211,28 @@ def _shown(option: Option, value: Any) -> str:
     if option.name != "env":
         return repr(value)
     pairs = list(value) if isinstance(value, (Mapping, list, tuple)) else []
-    keys = [str(pair[0] if isinstance(pair, tuple) else pair).partition("=")[0] for pair in pairs]
+    keys = [str(pair[0] if isinstance(pair, tuple) and pair else pair).partition("=")[0] for pair in pairs]
     shown = [repr(key) for key in keys if values.KEY.fullmatch(key)]
-    return f"the value of {', '.join(shown)}" if shown else f"a {type(value).__name__}"
+    return f"what was given for {', '.join(shown)}" if shown else f"a {type(value).__name__}"
 
 
-def _check_together(settings: Settings) -> None:
-    n, most = settings.n_workers, settings.max_workers
+def _check_together(settings: Settings, spelled: Spelling) -> None:
+    n, most, workers = settings.n_workers, settings.max_workers, spelled("n-workers")
     if n > most:
-        raise ValueError(f"n-workers must be from 1 to {most} (the setting max-workers); not {n}")
+        raise ValueError(f"{workers} must be at most {most} (the setting max-workers); not {n}")
     if settings.adapt:
         low, high = settings.adapt
         if high > most:
-            raise ValueError(f"adapt must stay within {most} workers (the setting max-workers); not {low}:{high}")
+            adapt = spelled("adapt")
+            raise ValueError(f"{adapt} must stay within {most} workers (the setting max-workers); not {low}:{high}")
         if not max(1, low) <= n <= high:
-            raise ValueError(f"n-workers must lie between the {low} and {high} of adapt; not {n}")
+            raise ValueError(f"{workers} must lie between the {low} and {high} of {spelled('adapt')}; not {n}")
     if settings.wait is not None and settings.wait > n:
-        raise ValueError(f"wait must be at most the number of workers, {n}; not {settings.wait}")
+        wait = spelled("wait")
+        raise ValueError(f"{wait} must be at most the number of workers, {n}; not {settings.wait}")
     if settings.client == settings.cluster:
-        raise ValueError(f"client and cluster must be two different variables; not both {settings.client!r}")
+        both = f"{spelled('client')} and {spelled('cluster')}"
+        raise ValueError(f"{both} must be two different variables; not both {settings.client!r}")
 
 
 def _configuration() -> dict[str, Any]:

@@ -6,6 +6,7 @@ ipywidgets: both come with the first use.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import threading
 from collections.abc import Callable
@@ -54,11 +55,16 @@ class DaskMagics:
 
     def dask_up(self, line: str) -> None:
         """``%dask_up``: see `options.up_parser`."""
-        typed = {key: value for key, value in vars(self.parsers["dask_up"].parse(line)).items() if value is not None}
+        parsed = self._parse("dask_up", line)
+        if parsed is None:
+            return
+        typed = {key: value for key, value in vars(parsed).items() if value is not None}
         settings = _settings(**typed)
+        if settings.n_workers == 0:
+            raise UsageError("N must be a whole number of workers, 1 or more; not 0 (%dask_down stops a cluster)")
         from cml_dask_magics import operations, show
 
-        fields = {option.name.replace("-", "_"): option.field for option in config.OPTIONS}
+        fields = {config.as_keyword(option.name): option.field for option in config.OPTIONS}
         given = frozenset(fields[key] for key in typed)
         try:
             with show.starting(self.shell, settings.name, settings.state_directory) as on_status:
@@ -80,7 +86,9 @@ class DaskMagics:
 
     def dask_down(self, line: str) -> None:
         """``%dask_down``: see `options.down_parser`."""
-        typed = self.parsers["dask_down"].parse(line)
+        typed = self._parse("dask_down", line)
+        if typed is None:
+            return
         from cml_dask_magics import operations, show
 
         directory = _settings().state_directory
@@ -107,7 +115,9 @@ class DaskMagics:
 
     def dask_status(self, line: str) -> None:
         """``%dask_status``: see `options.status_parser`."""
-        typed = self.parsers["dask_status"].parse(line)
+        typed = self._parse("dask_status", line)
+        if typed is None:
+            return
         if sum((typed.text, typed.json, typed.logs is not None)) > 1:
             raise UsageError("--text, --json and --logs exclude each other; give one of them")
         from cml_dask_magics import operations, render, show
@@ -135,6 +145,14 @@ class DaskMagics:
             print(render.to_text(statuses))
         else:
             show.panels(directory, statuses)
+
+    def _parse(self, name: str, line: str) -> argparse.Namespace | None:
+        """What was typed; None once help was printed instead."""
+        parser = self.parsers[name]
+        typed = parser.parse(line)
+        if typed is None:
+            print(parser.help())
+        return typed
 
     def _tell(self, up: Up) -> None:
         from cml_dask_magics import show
@@ -233,7 +251,7 @@ _registered: dict[int, DaskMagics] = {}
 
 def _settings(**given: Any) -> config.Settings:
     try:
-        return config.make_settings(**given)
+        return config.make_settings(config.as_typed, **given)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

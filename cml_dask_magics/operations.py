@@ -14,7 +14,7 @@ from distributed import Client
 
 from cml_dask_magics.claims import ANSWER_TIMEOUT_S, open_fleet, settings_of
 from cml_dask_magics.cluster import CMLCluster
-from cml_dask_magics.config import Settings
+from cml_dask_magics.config import OPTIONS, Settings, as_typed
 from cml_dask_magics.fleet import Ended, Fleet
 from cml_dask_magics.lifecycle import cluster_state
 from cml_dask_magics.liveness import liveness
@@ -112,7 +112,12 @@ def _adjusted(
     cluster: CMLCluster, settings: Settings, given: frozenset[str], done: str, on_status: StatusCallback | None
 ) -> Up:
     current = cluster.settings
-    fixed = [name for name in _SIZES if name in given and getattr(settings, name) != getattr(current, name)]
+    fixed = [
+        as_typed(option.name)
+        for option in OPTIONS
+        if option.field in _SIZES and option.field in given
+        if getattr(settings, option.field) != getattr(current, option.field)
+    ]
     notes = []
     if fixed:
         notes.append(

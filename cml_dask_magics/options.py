@@ -45,14 +45,14 @@ class LineParser:
     @property
     def flags(self) -> list[str]:
         """Every option, for completion."""
-        return sorted(self._switches | self._valued)
+        return sorted(self._switches | self._valued | {"--help"})
 
     def help(self) -> str:
         """The text of ``%magic?``."""
         return self._parser.format_help()
 
-    def parse(self, line: str) -> argparse.Namespace:
-        """Read what the user typed.
+    def parse(self, line: str) -> argparse.Namespace | None:
+        """Read what the user typed; None where that asks for help.
 
         Raises
         ------
@@ -63,7 +63,10 @@ class LineParser:
             words = shlex.split(line)
         except ValueError as error:
             raise UsageError(f"%{self.name}: {error} in {line!r}") from None
-        arguments, unknown = self._parser.parse_known_args(self._joined(words))
+        joined = self._joined(words)
+        if "-h" in joined or "--help" in joined:
+            return None
+        arguments, unknown = self._parser.parse_known_args(joined)
         if unknown:
             kind = "option" if unknown[0].startswith("-") else "argument"
             raise UsageError(f"unknown {kind} {unknown[0]!r}; %{self.name}? lists what there is")

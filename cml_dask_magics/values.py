@@ -111,21 +111,31 @@ def env(value: Any) -> dict[str, str]:
     if isinstance(value, Mapping):
         pairs = list(value.items())
     elif isinstance(value, (list, tuple)):
-        pairs = [pair.partition("=")[::2] if isinstance(pair, str) and "=" in pair else pair for pair in value]
+        pairs = [_pair(pair) if isinstance(pair, str) else pair for pair in value]
     else:
         raise ValueError(f"a mapping, or a list of {allowed}")
     found = {}
     for pair in pairs:
         # The value may be a secret: a message names the key alone.
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or pair[1] is None:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError(allowed)
-        key, text = pair[0], str(pair[1])
-        if not isinstance(key, str) or not KEY.fullmatch(key) or "\0" in text:
+        key, given = pair
+        if not isinstance(key, str) or not KEY.fullmatch(key):
             raise ValueError(allowed)
         if key.startswith(_RESERVED_ENV):
             raise ValueError(f"KEY=VALUE, KEY not starting with {' or '.join(_RESERVED_ENV)} (the platform's own)")
+        text = os.environ.get(key) if given is None else str(given)
+        if text is None:
+            raise ValueError(f"KEY=VALUE, or KEY alone for a variable of this kernel, and it has no {key}")
+        if "\0" in text:
+            raise ValueError(allowed)
         found[key] = text
     return found
+
+
+def _pair(text: str) -> tuple[str, str | None]:
+    key, equals, value = text.partition("=")
+    return key, value if equals else None
 
 
 def variable(value: Any) -> str:

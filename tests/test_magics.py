@@ -14,30 +14,30 @@ from IPython.core.interactiveshell import InteractiveShell
 from cml_dask_magics import operations
 
 BAD_LINES = {
-    "0": "n-workers",
-    "-3": "n-workers",
-    "two": "n-workers",
+    "0": "N must be",
+    "-3": "N must be",
+    "two": "N must be",
     "1000000000": "max-workers",
-    "1.5": "n-workers",
-    "--memory 0": "memory",
-    "--memory lots": "memory",
-    "--cpu -1": "cpu",
+    "1.5": "N must be",
+    "--memory 0": "--memory",
+    "--memory lots": "--memory",
+    "--cpu -1": "--cpu",
     "--cpu": "--cpu",
-    "--name ../x": "name",
-    "--name ''": "name",
+    "--name ../x": "--name",
+    "--name ''": "--name",
     "--name": "--name",
-    "--adapt 5:2": "adapt",
-    "--adapt x": "adapt",
-    "--idle-timeout soon": "idle-timeout",
-    "--timeout -3": "timeout",
-    "--env NOVALUE": "env",
-    "--env CDSW_ENGINE_ID=x": "env",
-    "--client 2x": "client",
-    "--client cluster": "client",
-    "--cluster if": "cluster",
-    "--wait 5": "wait",
-    "--gpu 0.5": "gpu",
-    "--dashboard-port 99999": "dashboard-port",
+    "--adapt 5:2": "--adapt",
+    "--adapt x": "--adapt",
+    "--idle-timeout soon": "--idle-timeout",
+    "--timeout -3": "--timeout",
+    "--env NOVALUE": "--env",
+    "--env CDSW_ENGINE_ID=x": "--env",
+    "--client 2x": "--client",
+    "--client cluster": "--client",
+    "--cluster if": "--cluster",
+    "--wait 5": "--wait",
+    "--gpu 0.5": "--gpu",
+    "--dashboard-port 99999": "--dashboard-port",
     "--frobnicate": "--frobnicate",
     "3 4": "'4'",
     "--name 'unbalanced": "quotation",
@@ -58,10 +58,21 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
     assert "cluster" not in shell.user_ns and "client" not in shell.user_ns
 
 
+@pytest.mark.parametrize("magic", ["dask_up", "dask_down", "dask_status"])
+@pytest.mark.parametrize("asked", ["--help", "-h", "3 --cpu 2 --help"])
+def test_help_is_printed_where_people_ask_for_it(
+    shell: InteractiveShell, state: Path, capsys: pytest.CaptureFixture[str], magic: str, asked: str
+) -> None:
+    shell.run_line_magic(magic, asked if magic == "dask_up" else asked.split()[-1])
+    printed = capsys.readouterr().out
+    assert printed.strip() == shell.magics_manager.magics["line"][magic].__doc__.strip()
+    assert not state.exists()
+
+
 def test_bad_input_is_shown_without_a_traceback(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
     shell.run_cell("%dask_up --cpu -1")
     shown = capsys.readouterr()
-    assert "UsageError: cpu must be" in shown.out + shown.err and "Traceback" not in shown.out + shown.err
+    assert "UsageError: --cpu must be" in shown.out + shown.err and "Traceback" not in shown.out + shown.err
 
 
 def test_a_state_folder_that_cannot_be_written_is_named(

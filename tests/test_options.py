@@ -119,9 +119,9 @@ def test_help_of_the_other_magics_shows_their_options():
 
 
 def test_tab_offers_every_option_and_nothing_else():
-    assert UP.flags == sorted(f"--{option.name}" for option in TYPED if option.name != "n-workers")
-    assert down_parser().flags == ["--all"]
-    assert status_parser().flags == ["--json", "--logs", "--text"]
+    assert UP.flags == sorted(["--help", *(f"--{option.name}" for option in TYPED if option.name != "n-workers")])
+    assert down_parser().flags == ["--all", "--help"]
+    assert status_parser().flags == ["--help", "--json", "--logs", "--text"]
 
 
 @pytest.mark.parametrize(
