@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+from dask.utils import parse_bytes
 from distributed.deploy.adaptive import Adaptive
 
 from cml_dask_magics.registry import GoneError
@@ -59,11 +61,45 @@ class AdaptiveCluster(SteeringCluster):
         """Whether Dask scales the cluster."""
         return self._adaptive is not None
 
-    def adapt(self, Adaptive: type[Adaptive] = SessionAdaptive, **kwargs: Any) -> Adaptive:  # noqa: N803 - Dask's name
-        """Let Dask scale the cluster by its load; see `distributed.deploy.Cluster.adapt`."""
+    def adapt(
+        self,
+        Adaptive: type[Adaptive] = SessionAdaptive,  # noqa: N803 - Dask's name
+        minimum: float = 0,
+        maximum: float = math.inf,
+        minimum_cores: float | None = None,
+        maximum_cores: float | None = None,
+        minimum_memory: float | str | None = None,
+        maximum_memory: float | str | None = None,
+        **kwargs: Any,
+    ) -> Adaptive:
+        """Let Dask scale the cluster by its load, at most to ``max-workers``.
+
+        Parameters
+        ----------
+        Adaptive : type
+            A subclass of `distributed.deploy.Adaptive`.
+        minimum, maximum : int
+            Numbers of workers.
+        minimum_cores, maximum_cores : float
+            Threads of all workers together, which `minimum` and `maximum` are raised and lowered to.
+        minimum_memory, maximum_memory : float or str
+            Their memory together likewise, in bytes or with a unit (``"100 GiB"``).
+        **kwargs
+            As for `distributed.deploy.Adaptive`.
+        """
+        self._check_open()
+        threads, memory_bytes = self._threads_per_worker, self._memory_per_worker
+        if minimum_cores is not None:
+            minimum = max(minimum, math.ceil(minimum_cores / threads))
+        if minimum_memory is not None:
+            minimum = max(minimum, math.ceil(parse_bytes(minimum_memory) / memory_bytes))
+        if maximum_cores is not None:
+            maximum = min(maximum, math.floor(maximum_cores / threads))
+        if maximum_memory is not None:
+            maximum = min(maximum, math.floor(parse_bytes(maximum_memory) / memory_bytes))
         self._changing_adaptive = True
         try:
-            adaptive = self._start_adapting(Adaptive, **kwargs)
+            adaptive = self._start_adapting(Adaptive, minimum=minimum, maximum=maximum, **kwargs)
             limits = (int(adaptive.minimum), int(adaptive.maximum))
             with contextlib.suppress(GoneError):  # stopped meanwhile
                 self._fleet.update(lambda record: replace(record, adapt=limits, failed_replacements=0))

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from cml_dask_magics.commands import SCHEDULER_FILE, SESSION_PROGRAM
-from cml_dask_magics.config import Settings, make_settings, settings_from_json, settings_to_json
+from cml_dask_magics.config import (
+    OPTIONS,
+    Settings,
+    Spelling,
+    as_keyword,
+    make_settings,
+    settings_from_json,
+    settings_to_json,
+)
 from cml_dask_magics.fleet import Fleet
 from cml_dask_magics.inheritance import write_inheritance
 from cml_dask_magics.liveness import liveness, this_kernel
@@ -21,10 +30,16 @@ ANSWER_TIMEOUT_S = 3.0
 _pools: dict[tuple[str, Path], SessionPool] = {}
 
 
-def claim(settings: Settings) -> Fleet:
+def claim(settings: Settings, spelled: Spelling = as_keyword) -> Fleet:
     """Take the name and lay out what the sessions will read.
 
     A cluster of that name that does not answer any more is cleared first.
+
+    Parameters
+    ----------
+    settings : Settings
+    spelled : callable
+        How notes are to name an option.
 
     Raises
     ------
@@ -42,7 +57,8 @@ def claim(settings: Settings) -> Fleet:
     dead = open_fleet(registry, settings.name)
     if dead is not None and liveness(dead.record, dead.folder, ANSWER_TIMEOUT_S) == "silent":
         dead.end()
-    left_out: list[str] = []
+    asked, settings = settings, what_fits(settings, platform)
+    notes = _notes_on(asked, settings, spelled)
     record = Record(
         name=settings.name,
         token=secrets.token_hex(4),
@@ -57,7 +73,9 @@ def claim(settings: Settings) -> Fleet:
     def fill(folder: Path) -> None:
         if settings.tls:
             write_certificates(folder)
-        left_out.extend(write_inheritance(folder, settings))
+        if left_out := write_inheritance(folder, settings):
+            keys = ", ".join(left_out)
+            notes.append(f"Dask's configuration holds in the sessions too, but for {keys}: no plain values")
         # Empty, it means "not yet" to Dask. A missing one might go on missing for others on a network file system.
         write_private(folder / SCHEDULER_FILE, "")
 
@@ -69,8 +87,9 @@ def claim(settings: Settings) -> Fleet:
             f"%dask_down {settings.name} stops it, another name starts another"
         ) from None
     fleet = Fleet(registry, _pool(platform, registry), record, settings)
-    if left_out:
-        fleet.log(f"Dask's configuration holds in the sessions too, but for {', '.join(left_out)}: no plain values")
+    for note in notes:
+        fleet.log(note)
+    fleet.notes = tuple(notes)
     return fleet
 
 
@@ -91,6 +110,28 @@ def open_fleet(registry: Registry, name: str) -> Fleet | None:
     ):
         write_inheritance(fleet.folder, fleet.settings)  # started by a release whose sessions needed none
     return fleet
+
+
+def what_fits(settings: Settings, platform: Platform) -> Settings:
+    """The settings, with no session larger than the platform's largest."""
+    return replace(
+        settings,
+        cpu=min(settings.cpu, platform.cores),
+        memory_gib=min(settings.memory_gib, platform.memory_gib),
+        scheduler_cpu=min(settings.scheduler_cpu, platform.cores),
+        scheduler_memory_gib=min(settings.scheduler_memory_gib, platform.memory_gib),
+    )
+
+
+def _notes_on(asked: Settings, fitting: Settings, spelled: Spelling) -> list[str]:
+    """What the user should know of sizes that do not fit."""
+    notes = []
+    for option in OPTIONS:
+        wish, has = getattr(asked, option.field), getattr(fitting, option.field)
+        if wish != has:
+            counts = f"{has:g} cores" if option.metavar == "CORES" else f"{has:.4g} GiB"
+            notes.append(f"{spelled(option.name)} {wish:g} is more than this machine has; it counts as {counts}")
+    return notes
 
 
 def settings_of(record: Record) -> Settings | None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
+import warnings
 from collections.abc import Generator, Mapping
 from functools import partial
 from typing import Any
@@ -17,7 +19,7 @@ from distributed.utils import NoOpAwaitable
 from tornado.ioloop import IOLoop
 
 from cml_dask_magics.claims import ANSWER_TIMEOUT_S, claim, open_fleet
-from cml_dask_magics.config import Settings, make_settings
+from cml_dask_magics.config import Settings, as_typed, make_settings
 from cml_dask_magics.connected import LOST_AFTER_S
 from cml_dask_magics.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet import Ended, Fleet, StillUpError
@@ -37,9 +39,9 @@ class CMLCluster(StartingCluster):
     Parameters
     ----------
     n_workers : int
-        Number of workers.
+        Number of workers; 0 for a scheduler alone.
     name : str
-        Which cluster: up to 40 letters, digits, ``-`` and ``_``. The name must be free.
+        Which cluster: up to 40 letters, digits, ``-`` and ``_``. It must be free; without one, a free one is made.
     cpu, scheduler_cpu : float
         Cores of each worker's session and of the scheduler's.
     memory, scheduler_memory : float or str
@@ -107,18 +109,22 @@ class CMLCluster(StartingCluster):
         loop: IOLoop | None = None,
         on_status: StatusCallback | None = None,
     ) -> None:
+        if name is None:
+            name = f"cluster-{secrets.token_hex(3)}"
         settings = make_settings(
             n_workers=n_workers, name=name, cpu=cpu, memory=memory, gpu=gpu, scheduler_cpu=scheduler_cpu,
             scheduler_memory=scheduler_memory, adapt=adapt, wait=wait, timeout=timeout, idle_timeout=idle_timeout,
             env=env, dashboard_port=dashboard_port, local=local, no_tls=no_tls, background=background,
         )  # fmt: skip
         self._open(claim(settings), asynchronous, loop, on_status, launches=True, shutdown_on_close=True)
+        for note in self.notes:
+            warnings.warn(note, stacklevel=2)
 
     @classmethod
     def from_settings(cls, settings: Settings, on_status: StatusCallback | None = None) -> CMLCluster:
-        """A new cluster from settings that have been made already."""
+        """A new cluster from settings that were typed."""
         self = cls.__new__(cls)
-        self._open(claim(settings), False, None, on_status, launches=True, shutdown_on_close=True)
+        self._open(claim(settings, as_typed), False, None, on_status, launches=True, shutdown_on_close=True)
         return self
 
     @classmethod
@@ -323,6 +329,16 @@ class CMLCluster(StartingCluster):
             # First this, or they would be taken for missing.
             self._fleet.withdraw(new, requested)
             self._fleet.stop(new)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how this start took the settings."""
+        return self._fleet.notes
+
+    def _ipython_display_(self, **_: Any) -> None:
+        from cml_dask_magics import show  # it stands above this module, and is needed where there is a screen
+
+        show.show_cluster(self)
 
     # Closing
 

@@ -24,6 +24,7 @@ from cml_dask_magics.security import read_security
 from cml_dask_magics.snapshot import session_of, snapshot, utc
 from cml_dask_magics.status import ClusterState, ClusterStatus
 from cml_dask_magics.watching import SHOWN_INTERVAL_S, CallableStatus, Repeated, StatusCallback, WatchingCluster
+from cml_dask_magics.workers_api import Platform
 
 LOST_AFTER_S = 15.0
 
@@ -55,6 +56,11 @@ class ConnectedCluster(WatchingCluster):
         return self._fleet.settings
 
     @property
+    def platform(self) -> Platform:
+        """What its sessions run on."""
+        return self._fleet.pool.platform
+
+    @property
     def status(self) -> CallableStatus:
         """Dask's own state of the cluster object; called, the cluster at this moment, a `ClusterStatus`.
 
@@ -69,11 +75,13 @@ class ConnectedCluster(WatchingCluster):
     @property
     def dashboard_link(self) -> str:
         """Where a browser of the user finds the dashboard; empty while that is not known."""
+        if self.platform.browser_is_here:
+            return str(super().dashboard_link)
         scheduler = self._scheduler_session()
         if scheduler is None or not scheduler.app_url or self.scheduler_comm is None:
             return ""
         return self.settings.dashboard_link.format(
-            app_url=scheduler.app_url.rstrip("/"), session=scheduler.id, domain=self._fleet.pool.platform.domain
+            app_url=scheduler.app_url.rstrip("/"), session=scheduler.id, domain=self.platform.domain
         )
 
     def __eq__(self, other: object) -> bool:
@@ -85,13 +93,14 @@ class ConnectedCluster(WatchingCluster):
 
     def _read_only_link(self) -> str | None:
         """The platform's other address of what a session serves on ``CDSW_READONLY_PORT``, by its documentation."""
-        scheduler, domain = self._scheduler_session(), self._fleet.pool.platform.domain
+        scheduler, domain = self._scheduler_session(), self.platform.domain
         if scheduler is None or self.scheduler_comm is None or not domain:
             return None
         return f"https://read-only-{scheduler.id}.{domain}/status"
 
     def keep(self) -> Any:
         """Start the idle countdown anew, as work would."""
+        self._check_open()
         return self.sync(self._keep)
 
     async def _keep(self) -> None:
@@ -112,7 +121,18 @@ class ConnectedCluster(WatchingCluster):
         RuntimeError
             If no worker of that session is connected, or it did not come back.
         """
+        self._check_open()
         return self.sync(self._restart_worker, session)
+
+    def get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Any:
+        """What the cluster, its scheduler and its workers logged; see `distributed.deploy.Cluster.get_logs`."""
+        self._check_open()
+        return super().get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
+
+    def wait_for_workers(self, n_workers: int, timeout: float | None = None) -> Any:
+        """Wait until so many workers are there; see `distributed.deploy.Cluster.wait_for_workers`."""
+        self._check_open()
+        return super().wait_for_workers(n_workers, timeout)
 
     async def _restart_worker(self, session: str) -> None:
         workers = self.scheduler_info["workers"].items()
@@ -161,12 +181,22 @@ class ConnectedCluster(WatchingCluster):
     def _on_break(self) -> None:
         self._fleet.pool.look_now()
 
-    def _status_now(self) -> Any:
-        if self.closed:
+    def _check_open(self) -> None:
+        """
+        Raises
+        ------
+        RuntimeError
+            If this object has let go of its cluster, or is about to.
+        """
+        if self._dask_status in (Status.closing, Status.closed):
             raise RuntimeError(
                 self.parting_words
-                or f"this object has let go of cluster {self.name!r}; from_name re-attaches, if it still runs"
+                or f"this object has let go of cluster {self.name!r}: it was closed. "
+                f"CMLCluster.from_name({self.name!r}) re-attaches, if the cluster still runs"
             )
+
+    def _status_now(self) -> Any:
+        self._check_open()
         return self.sync(self._status)
 
     async def _status(self) -> ClusterStatus:
@@ -175,11 +205,18 @@ class ConnectedCluster(WatchingCluster):
         return await self._snapshot()
 
     async def _snapshot(self) -> ClusterStatus:
-        """The cluster, as its scheduler last told."""
+        """The cluster, as its scheduler last told and as it stands on record."""
         on_record = await asyncio.to_thread(self._fleet.refresh)
+        return self.picture() if on_record else self._picture("lost")  # another kernel stopped it
+
+    def picture(self) -> ClusterStatus:
+        """The cluster as this kernel last heard of it, without asking anybody."""
+        return self._picture(self._state())
+
+    def _picture(self, state: ClusterState) -> ClusterStatus:
         return snapshot(
             self._fleet,
-            self._state() if on_record else "lost",  # another kernel stopped it
+            state,
             self._workers,
             scheduler_address=self.scheduler_address if self.scheduler_comm is not None else None,
             dashboard_link=self.dashboard_link or None,

@@ -49,6 +49,8 @@ class LaunchedFleet:
         self.registry = registry
         self.pool = pool
         self.settings = settings
+        # What the user should know of how the settings were taken.
+        self.notes: tuple[str, ...] = ()
         self.kernel = this_kernel(pool.platform.session)
         self._record = record
         self._reading = threading.RLock()  # so that what is read never takes the place of what was written later

@@ -12,7 +12,7 @@ from typing import Any
 
 from distributed import Client
 
-from cml_dask_magics.claims import ANSWER_TIMEOUT_S, open_fleet, settings_of
+from cml_dask_magics.claims import ANSWER_TIMEOUT_S, open_fleet, settings_of, what_fits
 from cml_dask_magics.cluster import CMLCluster
 from cml_dask_magics.config import OPTIONS, Settings, as_typed
 from cml_dask_magics.fleet import Ended, Fleet
@@ -95,6 +95,7 @@ def _started(settings: Settings, given: frozenset[str], lost: Record | None, on_
         )
     cluster = CMLCluster.from_settings(settings, on_status)
     _held[settings.name] = cluster
+    notes += cluster.notes
     if cluster.warning:
         notes.append(cluster.warning)
     return Up(cluster, "starting" if settings.background else "started", tuple(notes))
@@ -111,7 +112,7 @@ def _as_before(settings: Settings, given: frozenset[str], before: Settings) -> S
 def _adjusted(
     cluster: CMLCluster, settings: Settings, given: frozenset[str], done: str, on_status: StatusCallback | None
 ) -> Up:
-    current = cluster.settings
+    current, settings = cluster.settings, what_fits(settings, cluster.platform)
     fixed = [
         as_typed(option.name)
         for option in OPTIONS
@@ -159,6 +160,11 @@ def held(name: str) -> CMLCluster | None:
         _let_go(name)
         return None
     return cluster
+
+
+def hold(cluster: CMLCluster) -> bool:
+    """Take a cluster that was made without the magics among those that this kernel holds; whether it is one of them."""
+    return _held.setdefault(cluster.name, cluster) is cluster
 
 
 def is_held(name: str) -> bool:

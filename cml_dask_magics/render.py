@@ -11,7 +11,9 @@ import shutil
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.cells import cell_len
 
 from .render_html import Kind, to_html
 from .render_parts import SIGNS
@@ -36,9 +38,6 @@ from .render_words import (
     workers_words,
 )
 from .status import ClusterStatus, SessionStatus
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 __all__ = [
     "ended_line",
@@ -148,7 +147,7 @@ def to_text(
         if status.scheduler is not None:
             console.print(Text(f"Scheduler: {', '.join(_cells(status.scheduler, now))}"))
         if shown:
-            console.print(_table(shown, now))
+            out.write("\n".join([*_table(shown, now), ""]))
         if more := len(status.workers) - len(shown):
             console.print(Text(f"… and {more:,} more"))
         for session in (*filter(None, [status.scheduler]), *shown):
@@ -189,29 +188,28 @@ def ended_line(name: str, kind: Kind) -> str:
     return f"{SIGNS[kind][1]} {clean(name)}: {kind}"
 
 
-def _table(workers: Sequence[SessionStatus], now: datetime) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    # In a narrow terminal the others give way first: these two are what people copy.
-    for title in ("Worker", "IP address"):
-        table.add_column(title, overflow="fold", no_wrap=True)
-    table.add_column("State", overflow="fold")
-    for title in ("CPU", "Memory", "Threads", "Tasks"):
-        table.add_column(title, justify="right", overflow="fold")
+def _table(workers: Sequence[SessionStatus], now: datetime) -> list[str]:
+    """A table of workers, a line each. Not rich's, which takes seconds for thousands of them."""
+    rows = [("Worker", "IP address", "State", "CPU", "Memory", "Threads", "Tasks")]
     for worker in workers:
-        reported = [NO_VALUE] * 4
+        reported = (NO_VALUE,) * 4
         if worker.state == "running":
-            reported = [
+            reported = (
                 format_percent(worker.cpu_percent),
                 memory_words(worker),
                 str(worker.nthreads),
                 str(worker.executing),
-            ]
-        table.add_row(*map(Text, _cells(worker, now)), *reported)
-    return table
+            )
+        rows.append((*_cells(worker, now), *reported))
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(_filled(cell, widths[at], right=at > 2) for at, cell in enumerate(row)) for row in rows]
+    return ["", lines[0], "─" * cell_len(lines[0]), *lines[1:], ""]
+
+
+def _filled(cell: str, width: int, right: bool) -> str:
+    """A cell of a table, so many columns of the terminal wide."""
+    space = " " * (width - cell_len(cell))
+    return space + cell if right else cell + space
 
 
 def _cells(session: SessionStatus, now: datetime) -> tuple[str, str, str]:

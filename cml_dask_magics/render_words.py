@@ -6,6 +6,7 @@ Knows nothing of HTML, tables, widgets or clusters; everything here is a functio
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from urllib.parse import urlsplit
@@ -108,9 +109,12 @@ def format_at(at: datetime, now: datetime) -> str:
 
 
 def safe_url(url: str | None) -> str | None:
-    """``url`` if a browser may be sent there (``http:`` or ``https:`` with a host), else None."""
+    """``url`` if a browser may be sent there, else None: ``http(s):`` with a host, or a path of this host."""
     if not url or not url.isprintable() or " " in url:
         return None
+    # As behind a JupyterHub: /user/me/proxy/8787/status. To a browser // and /\\ begin another host's address.
+    if re.match(r"/(?![/\\])", url):
+        return url
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -6,14 +6,18 @@ The middle of `CMLCluster`.
 from __future__ import annotations
 
 import asyncio
+import math
+import numbers
 import os
 import socket
 from collections.abc import Collection, Coroutine, Iterable
 from dataclasses import replace
 from typing import Any
 
+from dask.utils import parse_bytes
 from tornado.ioloop import IOLoop
 
+from cml_dask_magics.commands import worker_memory_limit_bytes, worker_nthreads
 from cml_dask_magics.connected import ConnectedCluster
 from cml_dask_magics.fleet import Fleet
 from cml_dask_magics.records import Record
@@ -41,26 +45,51 @@ class ScalableCluster(ConnectedCluster):
         """How many workers were asked for."""
         return self._fleet.record.requested
 
-    def scale(self, n: int) -> Any:
+    def scale(self, n: int = 0, memory: float | str | None = None, cores: float | None = None) -> Any:
         """Bring the cluster to `n` workers; ends adaptive scaling.
 
         Up: launches sessions and returns when the platform took them (`wait_for_workers` waits). Down: moves data off
         the workers that go, then ends exactly their sessions.
 
+        Parameters
+        ----------
+        n : int
+            Number of workers.
+        memory : float or str
+            Bytes, or with a unit (``"24 GiB"``): as many workers as have so much together, if that is more than `n`.
+        cores : float
+            As many workers as have so many threads together, if that is more than `n`.
+
         Raises
         ------
         ValueError
-            If `n` is no number of workers from 0 to ``max-workers``.
+            If that is no number of workers from 0 to ``max-workers``.
         RuntimeError
             If the platform refused a session (those of this call have been stopped), or data has nowhere to go.
         """
+        self._check_open()
         most = self.settings.max_workers
-        if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= most:
+        asked = repr(n)
+        if memory is not None:
+            asked += f" and memory={memory!r}"
+            n = max(n, math.ceil(parse_bytes(memory) / self._memory_per_worker))
+        if cores is not None:
+            asked += f" and cores={cores!r}"
+            n = max(n, math.ceil(cores / self._threads_per_worker))
+        if isinstance(n, bool) or not isinstance(n, numbers.Integral) or not 0 <= n <= most:
             raise ValueError(
-                f"n must be a whole number of workers from 0 to {most} (the setting max-workers); not {n!r}"
+                f"n must be a whole number of workers from 0 to {most} (the setting max-workers); not {asked}"
             )
         self._stop_adapting()
-        return self._run(self._scale_to(n))
+        return self._run(self._scale_to(int(n)))
+
+    @property
+    def _memory_per_worker(self) -> int:
+        return worker_memory_limit_bytes(self.settings.memory_gib)
+
+    @property
+    def _threads_per_worker(self) -> int:
+        return worker_nthreads(self.settings.cpu)
 
     def scale_down(self, workers: Iterable[Any]) -> Any:
         """End the sessions of workers, by name; for Dask's `Adaptive`, which has retired them."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from IPython.core.getipython import get_ipython
 from IPython.display import display
 from rich.console import Console
 
@@ -105,8 +106,7 @@ def panels(state_directory: Path, statuses: Sequence[ClusterStatus]) -> None:
     live = [status for status in statuses if operations.held(status.name) is not None]
     for status in statuses:
         if status not in live:
-            bundle = {"text/html": render.to_html(status), "text/plain": render.to_text([status])}
-            display(bundle, raw=True)
+            _display_facts(status)
     for status in live:
         _shown_for(status.name, state_directory).draw(status)
     if len(live) == 1:
@@ -115,6 +115,17 @@ def panels(state_directory: Path, statuses: Sequence[ClusterStatus]) -> None:
         _display_several([_shown[status.name].panel for status in live])
     for status in live:
         follow(status.name)
+
+
+def show_cluster(cluster: CMLCluster) -> None:
+    """What ``cluster`` in a cell shows: its panel; where no front end takes widgets, its facts as HTML and as text."""
+    live = not cluster.closed and not cluster.asynchronous and in_notebook(get_ipython())
+    if live and operations.hold(cluster):
+        panels(cluster.settings.state_directory, [cluster.picture()])
+    elif cluster.closed:
+        print(f"{cluster!r} is closed")
+    else:
+        _display_facts(cluster.picture())
 
 
 def follow(name: str) -> None:
@@ -135,6 +146,10 @@ def ended_words(ended: Ended, peak_memory_bytes: int = 0) -> str:
         f"Stopped cluster {ended.name!r}: {sessions} after {render.format_duration_s(ended.uptime_s)}; "
         f"used {usage.core_hours:.2f} core-hours, {usage.gib_hours:.2f} GiB-hours{gpu}{peak}."
     )
+
+
+def _display_facts(status: ClusterStatus) -> None:
+    display({"text/html": render.to_html(status), "text/plain": render.to_text([status])}, raw=True)
 
 
 def _display_several(live: Sequence[Panel]) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection
 from dataclasses import replace
 
+from distributed.core import Status
 from tornado.ioloop import IOLoop
 
 from cml_dask_magics.fleet import Fleet, StillUpError
@@ -152,7 +153,7 @@ class SteeringCluster(ScalableCluster):
 
     def _part(self, why: str) -> None:
         """Let go of the cluster, for a reason that the user did not give."""
-        if self._parting is None:
+        if self._parting is None and self._dask_status == Status.running:  # and nobody closes it already
             self.parting_words = why
             self._parting = asyncio.ensure_future(self._close_quietly())
             if not self.asynchronous:

@@ -7,6 +7,7 @@ Anything that has the four calls is a platform: Cloudera's ``cml.workers_v1`` an
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -68,6 +69,11 @@ class Platform:
         Id of the session that this kernel runs in; empty outside CML.
     domain : str
         The workspace's domain, for links; empty outside CML.
+    browser_is_here : bool
+        Whether the user's browser reaches the ports of sessions by itself, or as ``distributed.dashboard.link`` in
+        Dask's configuration says.
+    cores, memory_gib : float
+        What one session can have at most.
     """
 
     backend: str
@@ -75,6 +81,9 @@ class Platform:
     scheduler_port: int = 8786
     session: str = ""
     domain: str = ""
+    browser_is_here: bool = False
+    cores: float = math.inf
+    memory_gib: float = math.inf
 
 
 def find_platform(state_directory: Path, local: bool = False) -> Platform:
@@ -110,9 +119,19 @@ def find_platform(state_directory: Path, local: bool = False) -> Platform:
                 f"this is CML session {session}, but the Workers API cannot be imported ({'; '.join(reasons)}); "
                 "use a runtime that has it, or --local for processes of this session alone"
             )
+    from dask.system import CPU_COUNT
+    from distributed.system import MEMORY_LIMIT
+
     from cml_dask_magics.local_sessions import LocalSessions
 
-    return Platform("local", LocalSessions(state_directory / LOCAL_SESSIONS_FOLDER), scheduler_port=0)
+    return Platform(
+        "local",
+        LocalSessions(state_directory / LOCAL_SESSIONS_FOLDER),
+        scheduler_port=0,
+        browser_is_here=True,
+        cores=CPU_COUNT,
+        memory_gib=MEMORY_LIMIT / 2**30,
+    )
 
 
 def check_dashboard_port(platform: Platform) -> None:

@@ -365,7 +365,9 @@ def test_text_from_elsewhere_is_shown_and_never_run(dress: Any) -> None:
         "https:///status",
         "http://[broken",
         "https://a b",
-        "/status",
+        "/\\example.site/status",
+        "///example.site/status",
+        "status",
         "",
     ],
 )
@@ -373,6 +375,12 @@ def test_a_link_that_a_browser_should_not_follow_is_text(url: str) -> None:
     page = Page(render.to_html(cluster(dashboard_link=url), NOW))
     assert not page.tags("a")
     assert render_words.safe_url(url) is None
+
+
+def test_a_link_may_be_a_path_of_the_host_as_behind_a_jupyterhub() -> None:
+    link = "/user/me/proxy/8787/status"
+    (shown,) = Page(render.to_html(cluster(dashboard_link=link), NOW)).tags("a")
+    assert shown["href"] == link
 
 
 def test_quotes_in_a_link_stay_inside_it() -> None:
