@@ -26,6 +26,9 @@ def take_over(run_folder: Path) -> None:
 
     inherited = json.loads((run_folder / "session.json").read_text())
     dask.config.update(dask.config.config, inherited["dask_config"], priority="new")
+    # What --env says is for the workers alone, and said later.
+    given = {name: value for name, value in os.environ.items() if name in inherited["dask_variables"]}
+    dask.config.update(dask.config.config, dask.config.collect_env(given), priority="new")
     # With the configuration, which it reads when it is imported; and before a module of the user's named like one that
     # it needs (random.py, queue.py) can come in its way.
     import distributed  # noqa: F401

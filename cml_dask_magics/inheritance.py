@@ -44,6 +44,7 @@ def write_inheritance(folder: Path, settings: Settings) -> list[str]:
         "path_before": before,
         "path_after": after,
         "dask_config": config,
+        "dask_variables": [name for name in settings.env if name.startswith("DASK_")],
     }
     write_private(folder / _SESSION_DATA, json.dumps(data))
     write_private(folder / SESSION_PROGRAM, Path(__file__).with_name("in_session.py").read_text(encoding="utf-8"))

@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dask
+import dask.system
 import psutil
 import pytest
 from distributed import Client
 from distributed.core import Status
+from distributed.system import MEMORY_LIMIT
 
 from cml_dask_magics import CMLCluster, operations
 from cml_dask_magics.claims import open_fleet
@@ -40,7 +43,7 @@ def test_a_with_block_computes_and_ends_its_cluster(state: Path) -> None:
 
 
 def test_dask_sees_a_cluster_of_its_own_kind(state: Path) -> None:
-    with CMLCluster(1) as cluster:
+    with CMLCluster(1, name="default") as cluster:
         assert cluster.status == Status.running and cluster.status != Status.closed
         assert cluster.status.name == "running"
         assert cluster.status in (Status.running, Status.closing)
@@ -79,16 +82,16 @@ def test_an_async_start_that_fails_leaves_nothing(state: Path, monkeypatch: pyte
 
 
 def test_a_taken_name_is_refused_and_the_cluster_that_has_it_goes_on(state: Path) -> None:
-    with CMLCluster(1) as cluster:
+    with CMLCluster(1, name="mine") as cluster:
         with pytest.raises(NameTakenError, match="from_name"):
-            CMLCluster(1)
+            CMLCluster(1, name="mine")
         assert len(running(state)) == 2
         assert cluster.get_client().submit(sum, [1]).result() == 1
 
 
 def test_a_value_that_cannot_be_launches_nothing(state: Path) -> None:
-    for wrong in ({"n_workers": 0}, {"memory": "lots"}, {"name": "../x"}, {"timeout": "soon"}, {"env": ["NOVALUE"]}):
-        with pytest.raises(ValueError, match=next(iter(wrong)).replace("_", "-")):
+    for wrong in ({"n_workers": -1}, {"memory": "lots"}, {"name": "../x"}, {"timeout": "soon"}, {"env": ["NOVALUE"]}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
             CMLCluster(**wrong)  # type: ignore[arg-type]
     assert not state.exists()
 
@@ -112,7 +115,7 @@ def test_scaling_down_loses_no_data(state: Path) -> None:
 
 
 def test_letting_go_and_coming_back(state: Path) -> None:
-    started = CMLCluster(1)
+    started = CMLCluster(1, name="default")
     with CMLCluster.from_name("default") as again, again.get_client() as client:
         assert client.submit(sum, [1, 2]).result() == 3
         assert again.status().requested == 1
@@ -129,7 +132,7 @@ def test_coming_back_in_vain_does_not_stop_the_cluster(state: Path, monkeypatch:
     async def attach() -> None:
         await CMLCluster.from_name("default", asynchronous=True)
 
-    with CMLCluster(1):
+    with CMLCluster(1, name="default"):
         with monkeypatch.context() as patch:
             patch.setattr(CMLCluster, "_connect", refuse)
             with pytest.raises(RuntimeError, match="does not answer"):
@@ -145,7 +148,7 @@ def test_there_is_no_coming_back_to_what_never_was(state: Path) -> None:
 
 
 def test_a_script_that_dies_leaves_a_cluster_that_can_be_found_and_stopped(state: Path) -> None:
-    code = "from cml_dask_magics import CMLCluster; c = CMLCluster(1); print('up', flush=True); input()"
+    code = "from cml_dask_magics import CMLCluster; c = CMLCluster(1, name='default'); print('up', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as script:
@@ -211,6 +214,52 @@ def test_a_failure_names_the_folder_with_everything_that_was_printed(state: Path
     assert "no_such_module_here" in said and not running(state)
 
 
+def test_two_clusters_without_a_name_run_side_by_side(state: Path) -> None:
+    with CMLCluster(0) as one, CMLCluster(0) as two:
+        assert one.name != two.name and len(running(state)) == 2
+        assert sorted(operations.names(state)) == sorted([one.name, two.name])
+    assert not running(state)
+
+
+def test_a_size_that_this_machine_does_not_have_counts_as_what_it_has(state: Path) -> None:
+    with pytest.warns(UserWarning, match="cpu 1000 is more than this machine has"):
+        cluster = CMLCluster(0, cpu=1000, memory=60000)
+    with cluster:
+        assert cluster.settings.cpu == dask.system.CPU_COUNT
+        assert cluster.settings.memory_gib == MEMORY_LIMIT / 2**30
+        assert any("memory 60000 is more" in event.message for event in cluster.status().events)
+
+
+def test_what_is_said_to_a_closed_cluster_object_is_answered(state: Path) -> None:
+    with CMLCluster(0) as cluster:
+        pass
+    cluster.close()
+    for call in (lambda: cluster.scale(1), cluster.adapt, cluster.get_logs, cluster.status, cluster.keep):
+        with pytest.raises(RuntimeError, match="it was closed"):
+            call()
+    with pytest.raises(RuntimeError, match="it was closed"):
+        cluster.wait_for_workers(1)
+
+
+def test_the_link_is_the_one_that_dask_is_told_to_give(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_PREFIX", "/user/me")
+    with CMLCluster(0) as cluster, dask.config.set({"distributed.dashboard.link": "{MY_PREFIX}/proxy/{port}/status"}):
+        port = cluster.scheduler_info["services"]["dashboard"]
+        assert cluster.dashboard_link == f"/user/me/proxy/{port}/status" == cluster.status().dashboard_link
+
+
+def test_what_env_says_of_dask_holds_in_the_workers_alone(state: Path) -> None:
+    key = "distributed.worker.memory.spill"
+    with (
+        dask.config.set({key: 0.65, "of-mine.function": print}),
+        CMLCluster(1, env={"DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": "0.55"}) as cluster,
+        cluster.get_client() as client,
+    ):
+        assert client.submit(dask.config.get, key).result() == 0.55
+        assert client.run_on_scheduler(dask.config.get, key) == 0.65
+        assert "but for of-mine.function" in cluster.get_logs()["Cluster"]
+
+
 def test_gpus_are_a_resource_where_dask_cuda_is_not(state: Path) -> None:
     with CMLCluster(1, gpu=2) as cluster, cluster.get_client() as client:
         assert client.submit(os.getpid, resources={"GPU": 2}).result(timeout=20)
@@ -232,7 +281,7 @@ def test_adaptive_scaling_is_dasks_own_and_stays_within_its_limits(state: Path) 
 
 def test_a_cluster_that_another_kernel_stopped_is_let_go_of_and_that_is_said(state: Path) -> None:
     cluster = CMLCluster(1)
-    fleet = open_fleet(Registry(state), "default")
+    fleet = open_fleet(Registry(state), cluster.name)
     assert fleet is not None
     fleet.end()
     deadline = time.monotonic() + 20
