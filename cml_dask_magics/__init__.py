@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from cml_dask_magics.cluster import CMLCluster
+    from cml_dask_magics.security import client_security
 
 __version__ = "0.1.0"
-__all__ = ["CMLCluster", "__version__", "load_ipython_extension", "unload_ipython_extension"]
+__all__ = ["CMLCluster", "__version__", "client_security", "load_ipython_extension", "unload_ipython_extension"]
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
@@ -33,4 +34,8 @@ def __getattr__(name: str) -> Any:
         from cml_dask_magics.cluster import CMLCluster
 
         return CMLCluster
+    if name == "client_security":
+        from cml_dask_magics.security import client_security
+
+        return client_security
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

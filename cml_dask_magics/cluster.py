@@ -353,10 +353,15 @@ class CMLCluster(StartingCluster):
         Raises
         ------
         RuntimeError
-            Naming the sessions that the platform did not end; they are kept on record.
+            Naming the sessions that the platform did not end; they are kept on record, and can be closed again.
         """
         if self.closed:
-            return NoOpAwaitable() if self.asynchronous else None
+            if not self._must_end:
+                return NoOpAwaitable() if self.asynchronous else None
+            if self.asynchronous:
+                return asyncio.ensure_future(self._end())
+            self._ended = finish(self._fleet.end)  # without the loop, which has stopped
+            return None
         if self.loop.asyncio_loop.is_closed():  # the interpreter is shutting down; the cluster goes on
             return None
         # Not Dask's own close, which keeps every RuntimeError to itself.
@@ -391,7 +396,15 @@ class CMLCluster(StartingCluster):
         if self._adaptive is not None:  # only here: another kernel may take it up again
             self._adaptive.stop()
         try:
-            if self.shutdown_on_close and self._ended is None:
-                self._ended = await asyncio.wrap_future(begin(self._fleet.end))
+            if self._must_end:
+                await self._end()
         finally:
             await self._detach()
+
+    @property
+    def _must_end(self) -> bool:
+        """Whether the cluster is to end with this object, and has not been seen to."""
+        return bool(self.shutdown_on_close) and self._ended is None
+
+    async def _end(self) -> None:
+        self._ended = await asyncio.wrap_future(begin(self._fleet.end))

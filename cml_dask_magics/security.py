@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from distributed.security import Security
 
-from cml_dask_magics.registry import write_private
+from cml_dask_magics.config import state_directory
+from cml_dask_magics.registry import Registry, write_private
 
 _FILES = {"tls_ca_file": "ca.pem", "tls_client_cert": "cert.pem", "tls_client_key": "key.pem"}
 
@@ -42,3 +44,29 @@ def read_security(folder: Path, tls: bool) -> Security:
     return Security(
         require_encryption=True, **{attribute: str(folder / filename) for attribute, filename in _FILES.items()}
     )
+
+
+def client_security(info: Mapping[str, str]) -> Security | None:
+    """What a client needs that knows nothing but a scheduler's address, as JupyterLab's Dask side bar writes it.
+
+    For ``distributed.client.security-loader`` in Dask's configuration.
+
+    Parameters
+    ----------
+    info : mapping
+        Its ``address``.
+
+    Returns
+    -------
+    Security or None
+        None where no cluster of ours on record has that address.
+    """
+    registry = Registry(state_directory())
+    for name in registry.names():
+        try:
+            record = registry.read(name)
+        except RuntimeError:  # one that cannot be read is not looked for
+            continue
+        if record is not None and record.scheduler_address == info["address"]:
+            return read_security(registry.run_folder(record), tls=record.settings.get("tls") is not False)
+    return None

@@ -80,6 +80,7 @@ class SteeringCluster(ScalableCluster):
                 self.shutdown_on_close = True
                 self._part(f"Cluster {self.name!r} ended by itself: nobody worked for its idle timeout")
             else:
+                self._forget_workers()
                 await asyncio.to_thread(self._healer.end_lost)
             return
         if self.silent_s:  # nobody can tell what its workers do

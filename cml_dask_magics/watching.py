@@ -175,6 +175,12 @@ class WatchingCluster(Cluster):  # type: ignore[misc]
         if self._watch_worker_status_task is not None and self._watch_worker_status_comm is not None:
             self._watch_worker_status_comm.abort()
         await super()._close()
+        self._forget_workers()
+
+    def _forget_workers(self) -> None:
+        """They ended with their scheduler, which did not live to tell."""
+        self.scheduler_info["workers"].clear()
+        self._figures.clear()
 
     def _listen_often(self, often: bool) -> None:
         """Have the scheduler tell its news every second while somebody looks, else just often enough to be sure."""
