@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ import pytest
 import yaml
 from dask.utils import format_bytes
 from distributed import Client
+from IPython.core.interactiveshell import InteractiveShell
 
 from cml_dask_magics import operations
 from cml_dask_magics.fleet import Fleet
@@ -30,12 +33,16 @@ from cml_dask_magics.local_sessions import LocalSessions
 
 # A GiB less what the session's own process and the nanny need.
 WORKER_MEMORY = 0.75 * 2**30
-FACTORY = {
-    "module": "cml_dask_magics",
-    "class": "CMLCluster",
-    "args": [],
-    "kwargs": {"n-workers": 1, "memory": 1, "local": True},
-}
+README = Path(__file__).parents[1] / "README.md"
+
+
+def readme_configuration() -> dict[str, Any]:
+    """What the README tells the user to put into ``labextension.yaml``."""
+    (text,) = [
+        part for part in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL) if "labextension" in part
+    ]
+    configuration: dict[str, Any] = yaml.safe_load(text)
+    return configuration
 
 
 def running(state: Path) -> set[str]:
@@ -53,7 +60,9 @@ def side_bar(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     """The configuration of the side bar, for a test to change."""
     # Importing the extension puts a file with its defaults there.
     monkeypatch.setattr(dask.config, "PATH", str(tmp_path / "config"))
-    labextension = {"factory": FACTORY | {"kwargs": dict(FACTORY["kwargs"])}, "initial": [], "default": {}}  # type: ignore[call-overload]
+    labextension = {"initial": [], "default": {}} | readme_configuration()["labextension"]
+    labextension["factory"] |= {"args": []}
+    labextension["factory"]["kwargs"] |= {"n-workers": 1, "memory": 1, "local": True}
     with dask.config.set(labextension=labextension):
         yield labextension
 
@@ -225,6 +234,26 @@ def test_a_cluster_that_a_notebook_stopped_does_not_take_the_list_with_it(
     assert nothing_left(state)
 
 
+def test_a_cluster_whose_scheduler_died_claims_no_workers_and_can_be_taken_away(
+    state: Path, side_bar: dict[str, Any]
+) -> None:
+    async def work(manager: Any) -> None:
+        cluster = (await manager.start_cluster())["id"]
+        for session in LocalSessions(state / "local-sessions")._sessions():
+            process = session.process()
+            assert process is not None
+            family = [process, *process.children(recursive=True)]
+            if any("scheduler" in " ".join(each.cmdline()) for each in family):
+                for each in family:
+                    each.send_signal(signal.SIGKILL)
+        await until(lambda: workers(manager) == {cluster: 0} and not running(state))
+        await manager.close_cluster(cluster)
+        assert manager.list_clusters() == []
+
+    drive(work)
+    assert nothing_left(state)
+
+
 def test_sessions_that_do_not_end_stay_in_the_list_until_they_have(
     state: Path, side_bar: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,10 +273,12 @@ def test_sessions_that_do_not_end_stay_in_the_list_until_they_have(
     drive(work)
 
 
-def test_the_code_that_the_side_bar_writes_connects(state: Path, side_bar: dict[str, Any]) -> None:
+def test_the_code_that_the_side_bar_writes_connects_where_the_extension_is_loaded(
+    shell: InteractiveShell, state: Path, side_bar: dict[str, Any]
+) -> None:
     async def work(manager: Any) -> None:
         address = (await manager.start_cluster())["scheduler_address"]
-        # The button "<>" and the mouse put `client = Client("tls://...")` into a cell of some kernel.
+        # The button "<>" and the mouse put `client = Client("tls://...")` into a cell, and no certificate.
         async with Client(address, asynchronous=True) as client:
             assert await client.submit(sum, range(10)) == 45
 
