@@ -28,8 +28,10 @@ from distributed import Client
 from IPython.core.interactiveshell import InteractiveShell
 
 from cml_dask_magics import operations
+from cml_dask_magics.claims import open_fleet
 from cml_dask_magics.fleet import Fleet
 from cml_dask_magics.local_sessions import LocalSessions
+from cml_dask_magics.registry import Registry
 
 # A GiB less what the session's own process and the nanny need.
 WORKER_MEMORY = 0.75 * 2**30
@@ -38,9 +40,8 @@ README = Path(__file__).parents[1] / "README.md"
 
 def readme_configuration() -> dict[str, Any]:
     """What the README tells the user to put into ``labextension.yaml``."""
-    (text,) = [
-        part for part in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL) if "labextension" in part
-    ]
+    blocks = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
+    (text,) = [block for block in blocks if "labextension" in block]
     configuration: dict[str, Any] = yaml.safe_load(text)
     return configuration
 
@@ -224,9 +225,8 @@ def test_a_cluster_that_a_notebook_stopped_does_not_take_the_list_with_it(
         notebook = f"get_ipython().run_line_magic('load_ext', 'cml_dask_magics')\n%dask_down {name}"
         await asyncio.to_thread(subprocess.run, [sys.executable, "-m", "IPython", "-c", notebook], check=True)
         # It stays until the user takes it away, but claims nothing.
-        await until(lambda: workers(manager) == {stopped: 0, other: 1}, 15)
-        row = json.loads(json.dumps(manager.get_cluster(stopped)))
-        assert (row["cores"], row["dashboard_link"]) == (0, "")
+        await until(lambda: workers(manager) == {stopped: 0, other: 1})
+        await until(lambda: manager.get_cluster(stopped)["dashboard_link"] == "")
         await manager.close_cluster(stopped)
         assert workers(manager) == {other: 1}
 
@@ -239,13 +239,14 @@ def test_a_cluster_whose_scheduler_died_claims_no_workers_and_can_be_taken_away(
 ) -> None:
     async def work(manager: Any) -> None:
         cluster = (await manager.start_cluster())["id"]
-        for session in LocalSessions(state / "local-sessions")._sessions():
-            process = session.process()
-            assert process is not None
-            family = [process, *process.children(recursive=True)]
-            if any("scheduler" in " ".join(each.cmdline()) for each in family):
-                for each in family:
-                    each.send_signal(signal.SIGKILL)
+        (name,) = operations.names(state)
+        fleet = open_fleet(Registry(state), name)
+        assert fleet is not None
+        (scheduler,) = [session.id for session in fleet.record.sessions if session.role == "scheduler"]
+        (process,) = [s.process() for s in LocalSessions(state / "local-sessions")._sessions() if s.id == scheduler]
+        assert process is not None
+        for each in [process, *process.children(recursive=True)]:
+            each.send_signal(signal.SIGKILL)
         await until(lambda: workers(manager) == {cluster: 0} and not running(state))
         await manager.close_cluster(cluster)
         assert manager.list_clusters() == []
@@ -310,9 +311,7 @@ class Server:
 
 
 @pytest.fixture
-def server(
-    side_bar: dict[str, Any], tmp_path: Path
-) -> Iterator[Callable[[], contextlib.AbstractContextManager[Server]]]:
+def server(side_bar: dict[str, Any], tmp_path: Path) -> Callable[[], contextlib.AbstractContextManager[Server]]:
     """Starts a Jupyter server that reads ``labextension.yaml`` as the user wrote it."""
 
     @contextlib.contextmanager

@@ -134,8 +134,8 @@ def test_its_panes_show_the_cluster_of_the_notebook(state: Path, tmp_path: Path)
     work = "import time\nwork = client.map(time.sleep, [0.2] * 500, pure=False)"
     write_notebook(tmp_path / "panes.ipynb", ["%load_ext cml_dask_magics\n%dask_up 2 --local", work])
     session = cast("Session", ThisMachine(tmp_path / "config"))
-    with jupyter(session, tmp_path) as address, browser_page(viewport={"width": 1600, "height": 1000}) as page:
-        page.goto(f"{address}/lab/tree/panes.ipynb")
+    with jupyter(session, tmp_path) as server, browser_page(viewport={"width": 1600, "height": 1000}) as page:
+        page.goto(f"{server}/lab/tree/panes.ipynb")
         run_all(page)
         panel = page.locator(".cdm-panel").first
         panel.get_by_text("2 of 2 workers").first.wait_for()
@@ -150,9 +150,8 @@ def test_its_panes_show_the_cluster_of_the_notebook(state: Path, tmp_path: Path)
         assert len(workers) == 2
         for pane in ("Task Stream", "Graph", "Workers"):
             side_bar.get_by_role("button", name=pane, exact=True).click()
-            shown = page.frame_locator(
-                f"iframe[src^='{link.removesuffix('status')}individual-{pane.lower().replace(' ', '-')}']"
-            )
+            address = f"{link.removesuffix('status')}individual-{pane.lower().replace(' ', '-')}"
+            shown = page.frame_locator(f"iframe[src^='{address}']")
             shown.locator("canvas").first.wait_for()
         for worker in workers:
             shown.get_by_text(worker).first.wait_for()
