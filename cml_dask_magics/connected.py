@@ -75,11 +75,11 @@ class ConnectedCluster(WatchingCluster):
     @property
     def dashboard_link(self) -> str:
         """Where a browser of the user finds the dashboard; empty while that is not known."""
-        if self.platform.browser_is_here:
-            return str(super().dashboard_link)
         scheduler = self._scheduler_session()
         if scheduler is None or not scheduler.app_url or self.scheduler_comm is None:
             return ""
+        if self.platform.browser_is_here:
+            return str(super().dashboard_link)
         return self.settings.dashboard_link.format(
             app_url=scheduler.app_url.rstrip("/"), session=scheduler.id, domain=self.platform.domain
         )

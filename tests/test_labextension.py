@@ -25,7 +25,6 @@ import pytest
 import yaml
 from dask.utils import format_bytes
 from distributed import Client
-from IPython.core.interactiveshell import InteractiveShell
 
 from cml_dask_magics import operations
 from cml_dask_magics.claims import open_fleet
@@ -72,8 +71,12 @@ def drive(work: Callable[[Any], Awaitable[None]]) -> None:
     """Do something with the side bar's manager, on a loop as the Jupyter server has one."""
 
     async def main() -> None:
-        # Imported where a loop runs: the module makes a manager.
-        from dask_labextension.manager import DaskClusterManager
+        # Imported where a loop runs: the module makes a manager, which must not start clusters of its own.
+        with dask.config.set({"labextension.initial": []}):
+            from dask_labextension.manager import DaskClusterManager
+            from dask_labextension.manager import manager as the_modules_own
+
+            await the_modules_own.initialized
 
         async with DaskClusterManager() as manager:
             await work(manager)
@@ -274,14 +277,14 @@ def test_sessions_that_do_not_end_stay_in_the_list_until_they_have(
     drive(work)
 
 
-def test_the_code_that_the_side_bar_writes_connects_where_the_extension_is_loaded(
-    shell: InteractiveShell, state: Path, side_bar: dict[str, Any]
-) -> None:
+def test_the_code_that_the_side_bar_writes_connects(state: Path, side_bar: dict[str, Any]) -> None:
     async def work(manager: Any) -> None:
         address = (await manager.start_cluster())["scheduler_address"]
         # The button "<>" and the mouse put `client = Client("tls://...")` into a cell, and no certificate.
-        async with Client(address, asynchronous=True) as client:
-            assert await client.submit(sum, range(10)) == 45
+        loader = readme_configuration()["distributed"]["client"]["security-loader"]
+        with dask.config.set({"distributed.client.security-loader": loader}):
+            async with Client(address, asynchronous=True) as client:
+                assert await client.submit(sum, range(10)) == 45
 
     drive(work)
 
