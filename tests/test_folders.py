@@ -14,6 +14,14 @@ pytestmark = pytest.mark.workspace
 # With all that a path may have in it and a careless command line stumbles over.
 FOLDER = "analysis/näme with space & $quote'"
 
+YAML = """\
+distributed:
+  scheduler:
+    allowed-failures: 7
+my-project:
+  greeting: "grüß {gott}, $HOME and 'all'"
+"""
+
 # Runs a function everywhere, and is content only if it returns the same everywhere.
 EVERYWHERE = """
 def everywhere(function):
@@ -65,9 +73,7 @@ def test_a_relative_path_means_the_same_file_everywhere(notebook: Notebook, fold
 
 def test_what_the_kernel_configured_holds_everywhere(notebook: Notebook, folder: Path) -> None:
     (folder / "yaml").mkdir()
-    (folder / "yaml" / "mine.yaml").write_text(
-        "distributed:\n  scheduler:\n    allowed-failures: 7\nmy-project:\n  greeting: \"grüß {gott}, $HOME and 'all'\"\n"
-    )
+    (folder / "yaml" / "mine.yaml").write_text(YAML)
     notebook.new_kernel(folder=folder, DASK_CONFIG=str(folder / "yaml"))
     notebook.run("import dask\ndask.config.set({'distributed.worker.memory.target': 0.55, 'array.chunk-size': '7MiB'})")
     notebook.run("%dask_up 2")

@@ -108,7 +108,7 @@ for future in working:
 assert abs(integral - 2 / 3) < 1e-4
 
 # %% Data that is sent once, and a task that fails
-table = client.scatter({"one": 1, "two": 2}, broadcast=True)
+(table,) = client.scatter([{"one": 1, "two": 2}], broadcast=True)
 looked_up = client.submit(lambda table, name: table[name], table, "two").result()
 try:
     client.submit(lambda table, name: table[name], table, "three").result()
