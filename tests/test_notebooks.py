@@ -43,7 +43,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 # What other packages print that is no business of ours: patterns for whole lines, and why they come.
 ALLOWED = (
     # Dask says so of every cluster that adapts.
-    r".* - distributed\.deploy\.adaptive - INFO - Adaptive scaling (started|stopped): .*",
+    r".* - distributed\.deploy\.adaptive(_core)? - INFO - Adaptive scaling (started|stopped): .*",
     # Dask 2024.8 warns of its own `dask.datasets.timeseries`; Python shows the line of source below it.
     r".*/dask_expr/_collection\.py:\d+: UserWarning: dask_expr does not support the DataFrameIOFunction protocol .*",
     r"  warnings\.warn\(",
