@@ -18,7 +18,8 @@ test: $(VENV)/.tests-installed
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 # What touches Dask, on the oldest Dask that the package supports.
-WITH_DASK = $(addprefix tests/test_,cluster.py commands.py labextension.py magics.py quickstart.py security.py steering.py whole_path.py) tests/contract
+WITH_DASK = tests/contract $(addprefix tests/test_,cluster.py commands.py folders.py labextension.py magics.py notebooks.py \
+	quickstart.py security.py steering.py whole_path.py)
 test-oldest: $(OLDEST_VENV)/.tests-installed
 	$(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) $(WITH_DASK) $(ARGS)
 

@@ -85,9 +85,9 @@ class Notebook:
         assert run.error.ename == "RuntimeError", run.error
         return run.error.evalue
 
-    def new_kernel(self, **environment: str) -> None:
-        """Another kernel in the same session, with the extension loaded."""
-        self.kernel = self.session.kernel(env=environment)
+    def new_kernel(self, folder: Path | None = None, **environment: str) -> None:
+        """Another kernel in the same session, in a folder of the shared home, with the extension loaded."""
+        self.kernel = self.session.kernel(env=environment, folder=folder)
         self.run("%load_ext cml_dask_magics")
 
 

@@ -25,9 +25,9 @@ SLEEP = "!sleep 600"
 class Notebook:
     """A person's session with a kernel, for calls of the Workers API in one line."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, folder: Path | None = None) -> None:
         self.session = session
-        self.kernel: Kernel = session.kernel()
+        self.kernel: Kernel = session.kernel(folder=folder)
         self.kernel.run("import json, os\nfrom cml import workers_v1 as api")
 
     def ask(self, expression: str, timeout: float = 30.0) -> Any:
@@ -652,6 +652,20 @@ def test_a_sitecustomize_of_the_user_could_be_hidden(workspace: Workspace, tmp_p
         [session.truth.python, "-c", "print(user_was_here)"], env={"PYTHONPATH": f"{session_path}:{tmp_path}"}
     )
     assert done.stdout == "True\n", done.stderr
+    session.close()
+
+
+def test_a_session_could_start_where_the_notebook_works(workspace: Workspace) -> None:
+    folder = workspace.home / "some analysis"
+    folder.mkdir()
+    session = workspace.open_session()
+    notebook = Notebook(session, folder)
+    assert notebook.ask("os.getcwd()") == str(folder)
+    assert notebook.raises("os.stat('')") == "FileNotFoundError"  # which does not make the folder one that is missing
+    assert notebook.ask("os.listdir()") == []
+    (launched,) = notebook.launch(code="import os; print(os.getcwd())")
+    assert finished(workspace, launched["id"]) == "succeeded"
+    assert workspace.output(launched["id"]).strip() == str(workspace.home)
     session.close()
 
 

@@ -10,6 +10,7 @@ import subprocess
 import time
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
@@ -92,11 +93,11 @@ class Run:
 class Kernel:
     """A kernel process in a session, spoken to over unix sockets: they cross the border of a network namespace."""
 
-    def __init__(self, session: Session, env: dict[str, str]) -> None:
+    def __init__(self, session: Session, env: dict[str, str], folder: Path) -> None:
         self._session = session
-        folder = session.workspace.root / "k"
-        folder.mkdir(exist_ok=True)
-        stem = folder / uuid.uuid4().hex[:8]
+        sockets = session.workspace.root / "k"
+        sockets.mkdir(exist_ok=True)
+        stem = sockets / uuid.uuid4().hex[:8]
         connection: Any = {
             "transport": "ipc",
             "ip": str(stem),
@@ -108,7 +109,7 @@ class Kernel:
         file = stem.with_suffix(".json")
         file.write_text(json.dumps(connection))
         command, environment = session.command(
-            [session.truth.python, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", str(file)]
+            [session.truth.python, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", str(file)], folder
         )
         self._log = stem.with_suffix(".log")
         with self._log.open("wb") as log:

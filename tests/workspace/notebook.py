@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .kernel import Kernel
@@ -50,9 +51,12 @@ class Session:
         """Run Python code in the session with the session's interpreter."""
         return self.exec([self.truth.python, "-c", code], timeout=timeout)
 
-    def kernel(self, env: dict[str, str] | None = None) -> Kernel:
-        """Start a notebook kernel in the session; there may be several, one after the other or side by side."""
-        kernel = Kernel(self, env or {})
+    def kernel(self, env: dict[str, str] | None = None, folder: Path | None = None) -> Kernel:
+        """Start a notebook kernel in the session; there may be several, one after the other or side by side.
+
+        It works in `folder`, as one whose notebook lies there; in the shared home by default.
+        """
+        kernel = Kernel(self, env or {}, folder or self.workspace.home)
         self._kernels.append(kernel)
         return kernel
 
@@ -73,12 +77,12 @@ class Session:
             kernel.reap()
         self._kernels.clear()
 
-    def command(self, argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    def command(self, argv: list[str], folder: Path | None = None) -> tuple[list[str], dict[str, str]]:
         """Return what runs `argv` inside the session, as leader of a process group, and its environment."""
         truth = self.truth
         if not truth.init_pid or not truth.alive:
             raise RuntimeError(f"session {self.id} is {truth.status}: nothing can run in it")
-        settled = ["sh", "-c", 'cd "$0" && exec "$@"', str(self.workspace.home), *argv]
+        settled = ["sh", "-c", 'cd "$0" && exec "$@"', str(folder or self.workspace.home), *argv]
         if self.workspace.isolation == "processes":
             return ["setsid", "--wait", *settled], truth.environment
         enter = ["nsenter", f"--target={truth.init_pid}", "--net", "--pid", "--mount", "--uts", "--ipc"]

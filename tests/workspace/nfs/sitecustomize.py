@@ -45,7 +45,7 @@ class _NegativeCache:
             text = os.fsdecode(value)
         except TypeError:
             return None
-        path = os.path.abspath(text)
+        path = os.path.abspath(text) if text else ""  # the empty path is none, not the working directory
         return path if path.startswith(self._prefix) else None
 
     def check(self, path: str) -> None:
