@@ -8,10 +8,11 @@ from pathlib import Path
 
 from cml_dask_magics.commands import SCHEDULER_FILE
 from cml_dask_magics.config import Settings, make_settings, settings_from_json, settings_to_json
+from cml_dask_magics.files import write_private
 from cml_dask_magics.fleet import Fleet
 from cml_dask_magics.liveness import liveness, this_kernel
 from cml_dask_magics.records import Record
-from cml_dask_magics.registry import NameTakenError, Registry, write_private
+from cml_dask_magics.registry import NameTakenError, Registry
 from cml_dask_magics.security import write_certificates
 from cml_dask_magics.sessions import SessionPool
 from cml_dask_magics.workers_api import Platform, check_dashboard_port, find_platform
@@ -34,10 +35,10 @@ def claim(settings: Settings) -> Fleet:
     RuntimeError
         If there is no platform, the state folder cannot be written, or sessions of a dead cluster do not stop.
     """
-    platform = find_platform(settings.state_directory, settings.local)
+    registry = Registry(settings.state_directory)
+    platform = find_platform(registry.directory, settings.local)
     if settings.dashboard_port is None:
         check_dashboard_port(platform)
-    registry = Registry(settings.state_directory)
     dead = open_fleet(registry, settings.name)
     if dead is not None and liveness(dead.record, dead.folder, ANSWER_TIMEOUT_S) == "silent":
         dead.end()
@@ -65,7 +66,7 @@ def claim(settings: Settings) -> Fleet:
             f"cluster {settings.name!r} is running already; CMLCluster.from_name({settings.name!r}) re-attaches, "
             f"%dask_down {settings.name} stops it, another name starts another"
         ) from None
-    return Fleet(registry, _pool(platform, registry), record, settings)
+    return Fleet(registry, _pool(platform, registry.directory), record, settings)
 
 
 def open_fleet(registry: Registry, name: str) -> Fleet | None:
@@ -73,13 +74,14 @@ def open_fleet(registry: Registry, name: str) -> Fleet | None:
     record = registry.read(name)
     if record is None:
         return None
-    platform = find_platform(registry.directory, local=record.backend == "local")
+    root = registry.root(name)
+    platform = find_platform(root, local=record.backend == "local")
     if record.backend not in ("", platform.backend):
         raise RuntimeError(
             f"cluster {name!r} was launched on {record.backend}, which this kernel cannot reach; "
             "look at it or stop it from a session of its project"
         )
-    return Fleet(registry, _pool(platform, registry), record, settings_of(record) or make_settings(name=name))
+    return Fleet(registry, _pool(platform, root), record, settings_of(record) or make_settings(name=name))
 
 
 def settings_of(record: Record) -> Settings | None:
@@ -90,6 +92,6 @@ def settings_of(record: Record) -> Settings | None:
         return None
 
 
-def _pool(platform: Platform, registry: Registry) -> SessionPool:
+def _pool(platform: Platform, directory: Path) -> SessionPool:
     """The one pool of this kernel for a platform, so that there is one poller however many clusters there are."""
-    return _pools.setdefault((platform.backend, registry.directory), SessionPool(platform))
+    return _pools.setdefault((platform.backend, directory), SessionPool(platform))

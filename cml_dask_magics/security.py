@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distributed.security import Security
 
-from cml_dask_magics.registry import write_private
+from cml_dask_magics.files import write_private
 
 _FILES = {"tls_ca_file": "ca.pem", "tls_client_cert": "cert.pem", "tls_client_key": "key.pem"}
 

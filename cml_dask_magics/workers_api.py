@@ -77,13 +77,13 @@ class Platform:
     domain: str = ""
 
 
-def find_platform(state_directory: Path, local: bool = False) -> Platform:
+def find_platform(directory: Path, local: bool = False) -> Platform:
     """The platform that this kernel can launch sessions on.
 
     Parameters
     ----------
-    state_directory : Path
-        Where local sessions are remembered.
+    directory : Path
+        In a folder of which local sessions are remembered.
     local : bool
         Choose this machine, whatever else there is.
 
@@ -112,7 +112,7 @@ def find_platform(state_directory: Path, local: bool = False) -> Platform:
             )
     from cml_dask_magics.local_sessions import LocalSessions
 
-    return Platform("local", LocalSessions(state_directory / LOCAL_SESSIONS_FOLDER), scheduler_port=0)
+    return Platform("local", LocalSessions(directory / LOCAL_SESSIONS_FOLDER), scheduler_port=0)
 
 
 def check_dashboard_port(platform: Platform) -> None:

@@ -17,9 +17,10 @@ from cml_dask_magics import fleet as fleet_module
 from cml_dask_magics import sessions
 from cml_dask_magics.config import Settings
 from cml_dask_magics.failure import describe_failure
+from cml_dask_magics.files import write_private
 from cml_dask_magics.fleet import Fleet, StillUpError
 from cml_dask_magics.records import Launch, Owner, Record, record_to_json
-from cml_dask_magics.registry import Registry, write_private
+from cml_dask_magics.registry import Registry
 from cml_dask_magics.runs import read_tail
 from cml_dask_magics.sessions import SessionPool
 from cml_dask_magics.snapshot import snapshot
@@ -87,7 +88,7 @@ def make_fleet(workspace, registry):
             )
             registry.claim(record)
         pool = SessionPool(Platform("cml", workspace.caller(session), session=session))
-        return Fleet(registry, pool, record, make_settings(registry.directory))
+        return Fleet(registry, pool, record, make_settings(registry.state_directory))
 
     return make
 

@@ -243,7 +243,7 @@ class Life(RuleBasedStateMachine):
             assert not world.ours(), "sessions are left that %dask_down --all did not stop"
             assert world.registry.names() == []
             self.nothing_of_others_is_stopped()
-            still_open = list(self.folder.glob("state/runs/*/scheduler.json"))
+            still_open = list(self.folder.rglob("scheduler.json"))
             assert not still_open, "sessions that start late would not end by themselves"
         finally:
             self.patches.close()
