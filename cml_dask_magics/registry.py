@@ -309,7 +309,9 @@ class Registry:
         """Run folders of a cluster, or of all, and if so only those `having` a file of that name; the oldest first."""
         found = [
             entry
-            for entry in listed(self.directory / "runs")
+            for runs in listed(self.directory)
+            if runs.name == "runs" and _is_folder(runs)
+            for entry in listed(Path(runs))
             if _is_folder(entry)
             and (cluster := cluster_of(entry.name))
             and name in ("", cluster)
@@ -353,6 +355,8 @@ class Registry:
         for _ in range(_LOCK_TRIES):
             if make:
                 make_folder(self.state_directory, folder)
+            elif not {_RECORD_FILE, _LOCK_FILE} & {entry.name for entry in listed(folder)}:  # at most a user's files
+                return None
             try:
                 descriptor = os.open(folder / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except OSError as error:
