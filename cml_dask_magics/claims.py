@@ -17,11 +17,12 @@ from cml_dask_magics.config import (
     settings_from_json,
     settings_to_json,
 )
+from cml_dask_magics.files import listed, write_private
 from cml_dask_magics.fleet import Fleet
 from cml_dask_magics.inheritance import write_inheritance
 from cml_dask_magics.liveness import liveness, this_kernel
 from cml_dask_magics.records import Record
-from cml_dask_magics.registry import NameTakenError, Registry, write_private
+from cml_dask_magics.registry import NameTakenError, Registry
 from cml_dask_magics.security import write_certificates
 from cml_dask_magics.sessions import SessionPool
 from cml_dask_magics.workers_api import Platform, check_dashboard_port, find_platform
@@ -50,10 +51,10 @@ def claim(settings: Settings, spelled: Spelling = as_keyword) -> Fleet:
     RuntimeError
         If there is no platform, the state folder cannot be written, or sessions of a dead cluster do not stop.
     """
-    platform = find_platform(settings.state_directory, settings.local)
+    registry = Registry(settings.state_directory)
+    platform = find_platform(registry.directory, settings.local)
     if settings.dashboard_port is None:
         check_dashboard_port(platform)
-    registry = Registry(settings.state_directory)
     dead = open_fleet(registry, settings.name)
     if dead is not None and liveness(dead.record, dead.folder, ANSWER_TIMEOUT_S) == "silent":
         dead.end()
@@ -86,7 +87,7 @@ def claim(settings: Settings, spelled: Spelling = as_keyword) -> Fleet:
             f"cluster {settings.name!r} is running already; CMLCluster.from_name({settings.name!r}) re-attaches, "
             f"%dask_down {settings.name} stops it, another name starts another"
         ) from None
-    fleet = Fleet(registry, _pool(platform, registry), record, settings)
+    fleet = Fleet(registry, _pool(platform, registry.directory), record, settings)
     for note in notes:
         fleet.log(note)
     fleet.notes = tuple(notes)
@@ -98,16 +99,16 @@ def open_fleet(registry: Registry, name: str) -> Fleet | None:
     record = registry.read(name)
     if record is None:
         return None
-    platform = find_platform(registry.directory, local=record.backend == "local")
+    root = registry.root(name)
+    platform = find_platform(root, local=record.backend == "local")
     if record.backend not in ("", platform.backend):
         raise RuntimeError(
             f"cluster {name!r} was launched on {record.backend}, which this kernel cannot reach; "
             "look at it or stop it from a session of its project"
         )
-    fleet = Fleet(registry, _pool(platform, registry), record, settings_of(record) or make_settings(name=name))
-    if record.state in ("starting", "running") and not any(
-        path.name == SESSION_PROGRAM for path in fleet.folder.glob("*")
-    ):
+    fleet = Fleet(registry, _pool(platform, root), record, settings_of(record) or make_settings(name=name))
+    files = {entry.name for entry in listed(fleet.folder)}
+    if record.state in ("starting", "running") and files and SESSION_PROGRAM not in files:
         write_inheritance(fleet.folder, fleet.settings)  # started by a release whose sessions needed none
     return fleet
 
@@ -142,6 +143,6 @@ def settings_of(record: Record) -> Settings | None:
         return None
 
 
-def _pool(platform: Platform, registry: Registry) -> SessionPool:
+def _pool(platform: Platform, directory: Path) -> SessionPool:
     """The one pool of this kernel for a platform, so that there is one poller however many clusters there are."""
-    return _pools.setdefault((platform.backend, registry.directory), SessionPool(platform))
+    return _pools.setdefault((platform.backend, directory), SessionPool(platform))

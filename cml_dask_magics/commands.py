@@ -15,7 +15,7 @@ SCHEDULER_FILE = "scheduler.json"
 # What the scheduler file is called once its cluster is being stopped.
 FORMER_SCHEDULER_FILE = "scheduler.former.json"
 SCHEDULER_SESSION_FILE = "scheduler.session"
-SESSION_PROGRAM = "session.py"
+SESSION_PROGRAM, SESSION_DATA = "session.py", "session.json"
 LOG_SUFFIX = ".log"
 _GIB = 2**30
 

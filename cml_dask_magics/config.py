@@ -278,10 +278,10 @@ def _check_readable(path: Path) -> None:
 
 
 def default_state_directory() -> Path:
-    """The folder for records and logs: under the user's home, which all sessions of a CML project share."""
+    """The folder in which the private one lies: under the user's home, which all sessions of a CML project share."""
     import platformdirs
 
-    return Path(platformdirs.user_data_dir(SECTION, appauthor=False))
+    return Path(platformdirs.user_data_dir())
 
 
 def state_directory() -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from cml_dask_magics.accounting import usage, with_usage_until_now
 from cml_dask_magics.commands import FORMER_SCHEDULER_FILE, SCHEDULER_FILE
+from cml_dask_magics.files import rename
 from cml_dask_magics.launched import STOP_TIMEOUT_S, LaunchedFleet
 from cml_dask_magics.liveness import answers, scheduler_address
 from cml_dask_magics.records import Record
@@ -165,7 +166,7 @@ class Fleet(LaunchedFleet):
         address = scheduler_address(record, self.folder)
         # From here on what starts late ends by itself (see `commands`); what started before has left its log.
         with contextlib.suppress(OSError):  # a folder that cannot be written must not keep anybody from stopping
-            (self.folder / SCHEDULER_FILE).rename(self.folder / FORMER_SCHEDULER_FILE)
+            rename(self.registry.state_directory, self.folder, SCHEDULER_FILE, FORMER_SCHEDULER_FILE)
         deadline = time.monotonic() + timeout_s
         self._suspects |= self._suspects_of(record)
         stopped: set[str] = set()

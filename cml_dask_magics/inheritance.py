@@ -15,11 +15,10 @@ from typing import Any
 
 import dask.config
 
-from cml_dask_magics.commands import SESSION_PROGRAM
+from cml_dask_magics.commands import SESSION_DATA, SESSION_PROGRAM
 from cml_dask_magics.config import SECTION, Settings
-from cml_dask_magics.registry import write_private
+from cml_dask_magics.files import write_private
 
-_SESSION_DATA = "session.json"
 # What holds in the kernel alone: its client, where other clusters of its are, our settings (with the values of --env).
 _KERNELS_OWN = ("scheduler", "shuffle", "pool", "get", "scheduler-address", "scheduler-file", "labextension", SECTION)
 
@@ -46,7 +45,7 @@ def write_inheritance(folder: Path, settings: Settings) -> list[str]:
         "dask_config": config,
         "dask_variables": [name for name in settings.env if name.startswith("DASK_")],
     }
-    write_private(folder / _SESSION_DATA, json.dumps(data))
+    write_private(folder / SESSION_DATA, json.dumps(data))
     write_private(folder / SESSION_PROGRAM, Path(__file__).with_name("in_session.py").read_text(encoding="utf-8"))
     return left_out
 

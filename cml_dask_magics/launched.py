@@ -29,7 +29,13 @@ from cml_dask_magics.status import SessionState, Usage
 STOP_TIMEOUT_S = 60.0
 # One request a session, ten at a time, and a platform that may be slow: then the call is over, or its kernel is.
 _LAUNCH_LIMIT_S = 900.0
-_IS_ENDING = "cluster {!r} is being stopped"
+
+
+class EndingError(RuntimeError):
+    """Nothing is launched for a cluster that is being stopped."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"cluster {name!r} is being stopped")
 
 
 class LaunchedFleet:
@@ -166,14 +172,14 @@ class LaunchedFleet:
     def _launch(self, role: Role, count: Callable[[Record], int], automatic: bool, requested: int | None) -> Launched:
         with self._changed:
             if self._ending:
-                raise RuntimeError(_IS_ENDING.format(self._record.name))
+                raise EndingError(self._record.name)
             self._in_flight += 1
         intent = Launch(secrets.token_hex(4), role, 0, time.time(), self.kernel)
 
         def intend(record: Record) -> Record:
             nonlocal intent
             if record.state in ("stopping", "lost"):  # by another kernel, perhaps just now
-                raise RuntimeError(_IS_ENDING.format(record.name))
+                raise EndingError(record.name)
             intent = replace(intent, n=count(record))
             return replace(record, launching=(*record.launching, intent)) if intent.n > 0 else record
 
@@ -218,7 +224,7 @@ class LaunchedFleet:
             raise
         if record.state in ("stopping", "lost") and ids:  # since the call began; they are on record
             self.pool.stop(ids, visible=ids, timeout_s=STOP_TIMEOUT_S)
-            raise RuntimeError(_IS_ENDING.format(record.name))
+            raise EndingError(record.name)
 
     def watch(self) -> None:
         """Follow the platform's listing until `unwatch`."""

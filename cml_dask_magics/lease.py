@@ -12,13 +12,13 @@ import secrets
 import time
 from dataclasses import asdict, dataclass
 
+from cml_dask_magics.files import known, remove, write_private
 from cml_dask_magics.liveness import kernel_may_live
 from cml_dask_magics.records import Owner
-from cml_dask_magics.registry import Registry, write_private
+from cml_dask_magics.registry import LEASE_FILE, Registry
 
 BEAT_S = 5.0
 EXPIRES_S = 20.0
-_FILE = "lease.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Lease:
         self._name = name
         self._kernel = kernel
         self._holder = secrets.token_hex(8)  # a kernel may hold a cluster twice
-        self._path = registry.folder(name) / _FILE
+        self._path = registry.folder(name) / LEASE_FILE
         self._beat_at: float | None = None
         self._seen: _Held | None = None
         self._seen_at = 0.0
@@ -84,7 +84,7 @@ class Lease:
         with contextlib.suppress(OSError), self._registry.exclusive(self._name):
             held = self._read()
             if held is not None and held.holder == self._holder:
-                self._path.unlink(missing_ok=True)
+                remove(self._registry.state_directory, self._path.parent, known(LEASE_FILE))
 
     def _is_over(self, held: _Held, now: float) -> bool:
         if held != self._seen:

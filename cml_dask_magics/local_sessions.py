@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -25,11 +26,12 @@ from typing import Any
 
 import psutil
 
-from cml_dask_magics.registry import write_private
+from cml_dask_magics.files import known, remove, write_private
 
 _GRACE_S = 3.0
 _KEEP_ENDED_S = 3600.0
 _ID_ALPHABET = string.ascii_lowercase + string.digits
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,11 @@ class LocalSessions:
             One a session; a process that could not be started has no ``id`` but a ``message``.
         """
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._forget_ended()
+            for folder in (self.directory.parent, self.directory):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             return [{"message": f"the folder for sessions cannot be used: {error}"} for _ in range(n)]
+        self._forget_ended()
         return [self._launch(cpu, memory, _command(script, code), dict(env or {})) for _ in range(n)]
 
     def list_workers(self) -> list[dict[str, Any]]:
@@ -154,7 +157,7 @@ class LocalSessions:
                     argv, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
                 )
         except (OSError, ValueError) as error:  # ValueError: a NUL in an argument or in the environment
-            output.unlink(missing_ok=True)
+            self._remove(output.name)
             return {"message": f"the process could not be started: {error}"}
         # Someone must read the exit status, or a zombie stays for as long as this kernel lives.
         threading.Thread(target=process.wait, name=f"reap-{session_id}", daemon=True).start()
@@ -203,7 +206,10 @@ class LocalSessions:
         sessions = []
         for path in self.directory.glob("*.json"):
             with contextlib.suppress(OSError, ValueError, TypeError):  # gone meanwhile, or not ours
-                sessions.append(_Process(**json.loads(path.read_text())))
+                session = _Process(**json.loads(path.read_text()))
+                # Files are written and removed by its id, which must not lead out of the folder.
+                if session.id == path.stem and _ID.fullmatch(session.id):
+                    sessions.append(session)
         return sessions
 
     def _write(self, session: _Process) -> None:
@@ -212,8 +218,12 @@ class LocalSessions:
     def _forget_ended(self) -> None:
         for session in self._sessions():
             if session.finished_at and time.time() - session.finished_at > _KEEP_ENDED_S:
-                (self.directory / f"{session.id}.json").unlink(missing_ok=True)
-                (self.directory / f"{session.id}.out").unlink(missing_ok=True)
+                self._remove(f"{session.id}.json", f"{session.id}.out")
+
+    def _remove(self, *names: str) -> None:
+        # The state folder, which may be reached through links, is the one above the package's.
+        with contextlib.suppress(OSError):  # old files are no reason not to launch
+            remove(self.directory.parent.parent, self.directory, known(*names))
 
 
 def _start_of(process: psutil.Process) -> str:

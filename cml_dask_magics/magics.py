@@ -202,13 +202,10 @@ def unregister(shell: InteractiveShell) -> None:
 def notice() -> str:
     """One line about clusters on record that this kernel does not hold; empty if there are none."""
     try:
-        directory = config.state_directory()
-        if not (directory / "clusters").is_dir():
-            return ""
         from cml_dask_magics.liveness import liveness
         from cml_dask_magics.registry import Registry
 
-        registry = Registry(directory)
+        registry = Registry(config.state_directory())
         operations = sys.modules.get("cml_dask_magics.operations")
         running: list[str] = []
         silent: list[str] = []

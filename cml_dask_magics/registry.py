@@ -1,7 +1,8 @@
 """Durable records of clusters, so that any kernel of the user can find, use and stop what another one started.
 
 One folder a cluster name under ``clusters/`` holds the record; ``runs/NAME-TOKEN/`` holds what the sessions of
-one start read and write. Knows neither Dask nor sessions: it is files.
+one start read and write. Both lie in a private folder of the state folder. Knows neither Dask nor sessions: it is
+files.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import statistics
 import threading
 import time
@@ -20,11 +20,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from cml_dask_magics.files import PRIVATE_FOLDER, create_private, known, listed, make_folder, remove, write_private
 from cml_dask_magics.records import NAME, Record, record_from_json, record_to_json
-from cml_dask_magics.runs import CLAIM_FILE, LOGS, close_run, salvaged_record, session_logs, unknown_launches
+from cml_dask_magics.runs import (
+    CLAIM_FILE,
+    LOGS,
+    MARK,
+    close_run,
+    cluster_of,
+    make_run,
+    remove_run,
+    salvaged_record,
+    session_logs,
+    unknown_launches,
+)
 
+LEASE_FILE = "lease.json"
+_RECORD_FILE, _MENDED_FILE, _LOCK_FILE = "record.json", ".mended", "lock"
 _KEPT_RUNS = 10
 _KEPT_STARTS = 10
+_LOCK_TRIES = 100
 # Why a file cannot be opened, where asking again changes nothing; other reasons may be a network's passing weakness.
 _UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 
@@ -52,35 +67,51 @@ class Registry:
 
     Parameters
     ----------
-    directory : Path
+    state_directory : Path
         The state folder; made when something is written.
+
+    Attributes
+    ----------
+    directory : Path
+        The private folder in it, where everything is. Releases before there was one put their files into the state
+        folder itself: a cluster that is on record there is used and stopped there, as its sessions know the paths.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, state_directory: Path) -> None:
+        self.state_directory = state_directory
+        self.directory = state_directory / PRIVATE_FOLDER
         self._lock = threading.RLock()
         self._locked: set[str] = set()
 
     def names(self) -> list[str]:
         """Names of the clusters that have a record, or whose sessions may run though it was deleted; sorted."""
         try:
-            # Listed, not asked for: see `_runs`.
-            on_record = {path.parent.name for path in self.directory.glob("clusters/*/*") if path.name == "record.json"}
+            on_record = {name for name in self._names_in(self.directory) if self._is_private(name)}
+            open_runs = {cluster_of(run.name) for run in self._open_runs()}
         except OSError as error:
             raise self._unusable(error) from error
-        on_record = {name for name in on_record if NAME.fullmatch(name)}
-        return sorted(on_record | {self._run_of(run) for run in self._open_runs("*")})
+        with contextlib.suppress(OSError):  # folders of the user's, which may be closed to us
+            on_record |= {name for name in self._names_in(self.state_directory) if self._is_older(name)}
+        return sorted(on_record | open_runs)
+
+    def root(self, name: str) -> Path:
+        """The folder in whose ``clusters`` a name is: `directory`, or the state folder as an older release left it."""
+        return self.state_directory if self._is_older(name) and not self._is_private(name) else self.directory
 
     def run_folder(self, record: Record) -> Path:
         """The folder that the sessions of this start share."""
-        return self.directory / "runs" / f"{record.name}-{record.token}"
+        run = Path("runs", f"{record.name}-{record.token}")
+        older = self.state_directory / run
+        return older if older.is_dir() and not older.is_symlink() else self.directory / run
 
     def latest_log_folder(self, name: str) -> Path | None:
         """Where the sessions of the newest start of a cluster, running or ended, print to."""
-        folders = [
-            folder for folder in self.directory.glob(f"runs/{name}-*/{LOGS}") if self._run_of(folder.parent) == name
-        ]
-        return max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+        runs = self._runs(name)
+        if (record := self.read(name)) is not None:  # of an older release, perhaps
+            runs.append(self.run_folder(record))
+        logs = [entry for run in runs for entry in listed(run) if entry.name == LOGS and _is_folder(entry)]
+        newest = max(logs, key=lambda entry: entry.stat().st_mtime, default=None)
+        return Path(newest) if newest is not None else None
 
     def read(self, name: str, known: Record | None = None) -> Record | None:
         """The record of a cluster, or None.
@@ -142,37 +173,30 @@ class Registry:
         RegistryError
             If the state folder cannot be written.
         """
-        folder = self._record_path(record.name).parent
-        draft, stale = self._hidden(record.name), self._hidden(record.name)
-        run = self.run_folder(record)
-        made: list[Path] = []
+        run = self.directory / "runs" / f"{record.name}-{record.token}"
+        if run.name in (entry.name for entry in listed(run.parent)):  # of this very start
+            raise NameTakenError(record.name)
         try:
-            for parent in (self.directory, folder.parent, run.parent):
-                parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for new in (run, run / LOGS, draft):
-                new.mkdir(mode=0o700)
-                made.append(new)
+            make_folder(self.state_directory, run.parent)
+            make_run(run)
             fill(run)
-            write_private(draft / "record.json", record_to_json(record))
-            if folder.exists() and not self._record_path(record.name).exists():
-                folder.rename(stale)  # its record was deleted by hand; a claim always comes with one
-                shutil.rmtree(stale, ignore_errors=True)
-            # A rename onto a folder that is not empty fails: of two claims at once, one wins, with its record whole.
-            draft.rename(folder)
-            made.append(folder)
-            # For whoever must go on without the record, because it is broken or deleted. As long as this is here, there
-            # must be a record.
-            write_private(run / CLAIM_FILE, record_to_json(record))
-        except OSError as error:
-            for new in reversed(made):
-                shutil.rmtree(new, ignore_errors=True)
-            if self._record_path(record.name).exists():
-                raise NameTakenError(record.name) from None
-            raise self._unusable(error) from error
-        except BaseException:  # Ctrl-C: nobody would ever know that the name was taken
-            for new in made:
-                shutil.rmtree(new, ignore_errors=True)
-            self.forget(record)
+            with self.exclusive(record.name, make=True):
+                if self.root(record.name) != self.directory:
+                    raise NameTakenError(record.name)
+                try:
+                    create_private(self._record_path(record.name), record_to_json(record))
+                except FileExistsError:
+                    raise NameTakenError(record.name) from None
+                # For whoever must go on without the record, because it is broken or deleted. As long as this is here,
+                # there must be a record.
+                write_private(run / CLAIM_FILE, record_to_json(record))
+        except BaseException as error:  # Ctrl-C, too: nobody would ever know that the name was taken
+            with contextlib.suppress(RegistryError):
+                self.forget(record)
+            with contextlib.suppress(OSError):
+                remove_run(self.state_directory, run)
+            if isinstance(error, OSError):
+                raise self._unusable(error) from error
             raise
         return run
 
@@ -213,22 +237,26 @@ class Registry:
         RegistryError
             If they cannot be removed.
         """
-        gone = self._hidden(record.name)
+        folder = self.folder(record.name)
         try:
-            # First this: a run folder that is open and has no record is one whose record was deleted.
-            close_run(self.run_folder(record))
-            with self.exclusive(record.name), contextlib.suppress(FileNotFoundError):
+            with self.exclusive(record.name):
+                # First this: a run folder that is open and has no record is one whose record was deleted.
+                close_run(self.state_directory, self.run_folder(record))
                 current = self.read(record.name)
-                if current is not None and current.token == record.token:  # and not one that was started since
-                    self._record_path(record.name).parent.rename(gone)
-                    shutil.rmtree(gone, ignore_errors=True)
+                if current is None or current.token == record.token:  # and not one that was started since
+                    # As soon as the record is gone the name is free; who takes it waits for the lock, which goes last.
+                    gone = [known(LEASE_FILE, _MENDED_FILE), known(_LOCK_FILE)]
+                    if current is not None:
+                        gone.insert(0, known(_RECORD_FILE))
+                    remove(self.state_directory, folder, *gone, and_folder=True)
         except OSError as error:
             raise self._unusable(error) from error
         # Old output that cannot be removed, another cluster's record that cannot be read: not this cluster's trouble.
         with contextlib.suppress(OSError, RegistryError):
-            ended = [run for run in self.directory.glob("runs/*") if self._record_of(run) is None]
-            for run in sorted(ended, key=lambda run: run.stat().st_mtime)[:-_KEPT_RUNS]:
-                shutil.rmtree(run, ignore_errors=True)
+            current_runs = {self.run_folder(each) for name in self.names() if (each := self.read(name)) is not None}
+            for run in [run for run in self._runs(having=MARK) if run not in current_runs][:-_KEPT_RUNS]:
+                with contextlib.suppress(OSError):
+                    remove_run(self.state_directory, run)
 
     def note_start(self, backend: str, took_s: float) -> None:
         """Remember how long a start took; the next one's estimate comes of the last ten."""
@@ -255,55 +283,97 @@ class Registry:
 
     def folder(self, name: str) -> Path:
         """Where a cluster's record lies."""
-        return self.directory / "clusters" / name
+        return self.root(name) / "clusters" / name
 
-    def _runs(self, name: str, file: str = "") -> list[Path]:
-        """Run folders of a cluster (of all, for ``*``) that hold a file of that name, the oldest first."""
-        found = [run for run in self.directory.glob(f"runs/{name}-*") if name in ("*", self._run_of(run))]
-        # Listed, not asked for: a file that is not there yet might go on missing for a kernel that asked too early.
-        runs = [run for run in found if not file or any(path.name == file for path in run.glob("*"))]
-        return sorted(runs, key=lambda run: run.stat().st_mtime)
+    def _is_private(self, name: str) -> bool:
+        """Whether there is a record of that name, whatever is in it, in the private folder."""
+        return any(entry.name == _RECORD_FILE for entry in listed(self.directory / "clusters" / name))
 
-    def _open_runs(self, name: str) -> list[Path]:
-        """Run folders of clusters that have not been forgotten."""
-        return self._runs(name, CLAIM_FILE)
-
-    def _record_of(self, run: Path) -> Record | None:
-        name = self._run_of(run)
-        record = self.read(name) if name in self.names() else None
-        return record if record is not None and self.run_folder(record) == run else None
+    def _is_older(self, name: str) -> bool:
+        """Whether an older release left a record of that name; whatever else is there is the user's."""
+        try:
+            record = record_from_json((self.state_directory / "clusters" / name / _RECORD_FILE).read_text())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return False
+        except OSError as error:
+            if error.errno not in _UNREADABLE:
+                raise self._unusable(error) from error
+            return False
+        return record.name == name
 
     @staticmethod
-    def _run_of(run: Path) -> str:
-        return run.name.rpartition("-")[0]
+    def _names_in(root: Path) -> list[str]:
+        return [entry.name for entry in listed(root / "clusters") if NAME.fullmatch(entry.name)]
 
-    def _hidden(self, name: str) -> Path:
-        return self.directory / "clusters" / f".{name}.{secrets.token_hex(4)}"
+    def _runs(self, name: str = "", having: str = "") -> list[Path]:
+        """Run folders of a cluster, or of all, and if so only those `having` a file of that name; the oldest first."""
+        found = [
+            entry
+            for runs in listed(self.directory)
+            if runs.name == "runs" and _is_folder(runs)
+            for entry in listed(Path(runs))
+            if _is_folder(entry)
+            and (cluster := cluster_of(entry.name))
+            and name in ("", cluster)
+            and (not having or _has(entry.path, having))
+        ]
+        return [Path(entry) for entry in sorted(found, key=lambda entry: entry.stat(follow_symlinks=False).st_mtime)]
+
+    def _open_runs(self, name: str = "") -> list[Path]:
+        """Run folders of clusters that have not been forgotten."""
+        return self._runs(name, having=CLAIM_FILE)
 
     def _record_path(self, name: str) -> Path:
-        return self.folder(name) / "record.json"
+        return self.folder(name) / _RECORD_FILE
 
     @contextlib.contextmanager
-    def exclusive(self, name: str) -> Iterator[None]:
-        """Alone with what is on record of a cluster, among all threads and kernels that ask."""
-        path = self._record_path(name).with_name("lock")
+    def exclusive(self, name: str, *, make: bool = False) -> Iterator[None]:
+        """Alone with what is on record of a cluster, among all threads and kernels that ask.
+
+        Parameters
+        ----------
+        name : str
+        make : bool
+            Whether to make the cluster's folder, if there is none.
+        """
         with self._lock:
-            if name in self._locked:  # by a caller further up: a second descriptor would wait for the first
-                yield
-                return
-            try:
-                descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            except OSError:  # no such cluster, or a folder that cannot be written: the caller's own access says so
+            # By a caller further up: a second descriptor would wait for the first.
+            descriptor = self._locked_file(name, make) if name not in self._locked else None
+            if descriptor is None:
                 yield
                 return
             self._locked.add(name)
             try:
-                with contextlib.suppress(OSError):  # a file system without locks: the rename still keeps records whole
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
                 yield
             finally:
                 self._locked.discard(name)
                 os.close(descriptor)
+
+    def _locked_file(self, name: str, make: bool) -> int | None:
+        """The lock, held; None where there is no such cluster, or nobody can write: the caller's own access says so."""
+        folder = self.folder(name)
+        for _ in range(_LOCK_TRIES):
+            if make:
+                make_folder(self.state_directory, folder)
+            elif not {_RECORD_FILE, _LOCK_FILE} & {entry.name for entry in listed(folder)}:  # at most a user's files
+                return None
+            try:
+                descriptor = os.open(folder / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            except OSError as error:
+                if make and isinstance(error, FileNotFoundError):  # somebody has just removed the folder
+                    continue
+                return None
+            try:
+                with contextlib.suppress(OSError):  # a file system without locks: records are whole all the same
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Who forgets a cluster removes the lock: then it is another one that counts by now.
+                if _is_at(descriptor, folder / _LOCK_FILE):
+                    return descriptor
+            except BaseException:  # Ctrl-C while waiting
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+        return None
 
     def _mend(self, name: str, reason: str, known: Record | None, runs: list[Path]) -> Record:
         """Put what is known in the place of a record that is broken or gone."""
@@ -317,14 +387,14 @@ class Registry:
         record = record.with_event(f"the record was mended ({reason}{kept})")
         # A disk that is full, or that cannot be written, keeps the broken one where it is: the next reader tries again.
         with contextlib.suppress(OSError):
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            mended = path.with_name(".mended")
+            make_folder(self.state_directory, path.parent)
+            mended = path.with_name(_MENDED_FILE)
             write_private(mended, record_to_json(record))
             if kept:
-                aside.parent.mkdir(mode=0o700, exist_ok=True)
+                make_folder(self.state_directory, aside.parent)
                 try:
-                    shutil.copy2(path, aside)
-                except OSError:  # what nobody can open can still be moved
+                    os.link(path, aside, follow_symlinks=False)  # so that there is a record all the time
+                except OSError:
                     path.rename(aside)
             mended.replace(path)
         return record
@@ -336,15 +406,18 @@ class Registry:
         )
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads, whole or not at all: to a temporary file, then renamed."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one, and no link to one."""
+    return entry.is_dir(follow_symlinks=False)
+
+
+def _has(folder: str, name: str) -> bool:
+    """Whether a folder has a file of that name; a link is none."""
+    return any(entry.name == name and entry.is_file(follow_symlinks=False) for entry in listed(Path(folder)))
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
     try:
-        with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False

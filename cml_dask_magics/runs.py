@@ -5,6 +5,7 @@ It is the only witness where a record is broken or deleted. Knows no registry.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -12,11 +13,27 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from cml_dask_magics.commands import LOG_SUFFIX, SCHEDULER_FILE, SCHEDULER_SESSION_FILE
+from cml_dask_magics.commands import (
+    FORMER_SCHEDULER_FILE,
+    LOG_SUFFIX,
+    SCHEDULER_FILE,
+    SCHEDULER_SESSION_FILE,
+    SESSION_DATA,
+    SESSION_PROGRAM,
+)
+from cml_dask_magics.files import known, remove, write_private
 from cml_dask_magics.records import Launch, Owner, Record, Role, SessionRecord, record_from_json
+
+logger = logging.getLogger(__name__)
 
 CLAIM_FILE = "claim.json"
 LOGS = "logs"
+# In every folder that was made for a start: an old folder without it is not ours to remove.
+MARK = ".cml-dask-magics"
+_RUN_FOLDER = re.compile(r"([A-Za-z0-9_-]{1,40})-[0-9a-f]{8}")
+# All that is put beside the logs; `security` writes the certificates.
+_NAMES = (CLAIM_FILE, SCHEDULER_FILE, FORMER_SCHEDULER_FILE, SCHEDULER_SESSION_FILE, SESSION_DATA, SESSION_PROGRAM)
+_FILES = known(*_NAMES, "ca.pem", "cert.pem", "key.pem")
 _LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)" + re.escape(LOG_SUFFIX))
 _TAIL_BYTES = 65536
 _NOBODY = Owner("", "", 0)
@@ -46,20 +63,42 @@ def scheduler_session(run: Path) -> str:
     return _read_text(run / SCHEDULER_SESSION_FILE)
 
 
-def close_run(run: Path) -> None:
+def cluster_of(run: str) -> str:
+    """The name of the cluster whose start a run folder, NAME-TOKEN, was made for; empty if it is none."""
+    match = _RUN_FOLDER.fullmatch(run)
+    return match[1] if match is not None else ""
+
+
+def make_run(run: Path) -> None:
+    """Make a run folder, in a folder that is there: an empty folder for logs, and the mark that it is ours."""
+    run.mkdir(mode=0o700)
+    (run / LOGS).mkdir(mode=0o700)
+    write_private(run / MARK, "Made by cml-dask-magics, which removes it when it is old. Keep nothing here.\n")
+
+
+def close_run(root: Path, run: Path) -> None:
     """Remove what sessions need to start, the secrets too; what they printed stays.
 
     Without its scheduler file a session that starts late ends at once (see `commands`).
+
+    Parameters
+    ----------
+    root : Path
+        The state folder.
+    run : Path
+        The run folder.
     """
-    for path in run.glob("*"):
-        if path.is_dir():
-            continue
-        try:
-            path.unlink()
-        except FileNotFoundError:
-            # Listed, and yet not there: on a network file system that is so for a while after a kernel asked too early.
-            path.touch()
-            path.unlink(missing_ok=True)
+    try:
+        remove(root, run, _FILES)
+    except NotADirectoryError as error:  # what lies behind a link is the user's, who must not be kept from stopping
+        logger.warning("%s is left as it is: %s (%s)", run, error.strerror, error.filename)
+
+
+def remove_run(root: Path, run: Path) -> None:
+    """Remove a run folder of an ended cluster with the logs in it, but for what others have put there."""
+    remove(root, run / LOGS, _LOG, and_folder=True)
+    if set(remove(root, run, _FILES)) <= {MARK}:
+        remove(root, run, known(MARK), and_folder=True)
 
 
 def salvaged_record(name: str, run: Path | None) -> Record:

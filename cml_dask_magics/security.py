@@ -8,7 +8,8 @@ from pathlib import Path
 from distributed.security import Security
 
 from cml_dask_magics.config import state_directory
-from cml_dask_magics.registry import Registry, write_private
+from cml_dask_magics.files import write_private
+from cml_dask_magics.registry import Registry
 
 _FILES = {"tls_ca_file": "ca.pem", "tls_client_cert": "cert.pem", "tls_client_key": "key.pem"}
 

@@ -17,6 +17,7 @@ from tornado.ioloop import IOLoop
 
 from cml_dask_magics.fleet import Fleet, StillUpError
 from cml_dask_magics.healing import Healer, named
+from cml_dask_magics.launched import EndingError
 from cml_dask_magics.lease import Lease
 from cml_dask_magics.liveness import kernel_may_live
 from cml_dask_magics.registry import GoneError
@@ -60,7 +61,7 @@ class SteeringCluster(ScalableCluster):
                 await self._set_right()
             elif self._fleet.record.state == "running":
                 self._drop_replaced()
-        except GoneError:  # the next round tells
+        except (GoneError, EndingError):  # the next round, if there is one, tells
             pass
         except (RuntimeError, OSError, asyncio.TimeoutError) as error:  # the platform, the disk, another kernel
             logger.warning("cluster %r: %s", self.name, error)

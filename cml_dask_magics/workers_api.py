@@ -86,13 +86,13 @@ class Platform:
     memory_gib: float = math.inf
 
 
-def find_platform(state_directory: Path, local: bool = False) -> Platform:
+def find_platform(directory: Path, local: bool = False) -> Platform:
     """The platform that this kernel can launch sessions on.
 
     Parameters
     ----------
-    state_directory : Path
-        Where local sessions are remembered.
+    directory : Path
+        In a folder of which local sessions are remembered.
     local : bool
         Choose this machine, whatever else there is.
 
@@ -126,7 +126,7 @@ def find_platform(state_directory: Path, local: bool = False) -> Platform:
 
     return Platform(
         "local",
-        LocalSessions(state_directory / LOCAL_SESSIONS_FOLDER),
+        LocalSessions(directory / LOCAL_SESSIONS_FOLDER),
         scheduler_port=0,
         browser_is_here=True,
         cores=CPU_COUNT,

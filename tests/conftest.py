@@ -17,7 +17,18 @@ from IPython.core.interactiveshell import InteractiveShell
 from workspace import Kernel, Session, Workspace
 
 from cml_dask_magics import operations
+from cml_dask_magics.files import PRIVATE_FOLDER
 from cml_dask_magics.local_sessions import LocalSessions
+
+
+def private(state: Path) -> Path:
+    """The folder of this package in a state folder."""
+    return state / PRIVATE_FOLDER
+
+
+def local_sessions(state: Path) -> LocalSessions:
+    """The processes of this machine that clusters of a state folder run in."""
+    return LocalSessions(private(state) / "local-sessions")
 
 
 @pytest.fixture
@@ -28,7 +39,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("DASK_CML_DASK_MAGICS__STATE_DIRECTORY", str(folder))
     with dask.config.set({"cml-dask-magics.state-directory": str(folder)}):
         yield folder
-        platform = LocalSessions(folder / "local-sessions")
+        platform = local_sessions(folder)
         for name in operations.names(folder):
             operations.down(name, folder)
     left = [session["id"] for session in platform.list_workers() if session["status"] == "running"]

@@ -184,12 +184,15 @@ class World:
     @contextlib.contextmanager
     def patched(self) -> Iterator[None]:
         """The package in this world."""
-        real_write = registry.write_private
 
-        def write(path: Path, text: str) -> None:
-            self.checkpoint()
-            real_write(path, text)
-            self.checkpoint()
+        def mortal(call: Callable[..., Any]) -> Callable[..., Any]:
+            def mortal_call(*args: Any, **kwargs: Any) -> Any:
+                self.checkpoint()
+                answer = call(*args, **kwargs)
+                self.checkpoint()
+                return answer
+
+            return mortal_call
 
         def find_platform(*_: Any, **__: Any) -> Platform:
             return Platform("cml", _MortalAPI(self), session=self.current.session)
@@ -201,8 +204,9 @@ class World:
             for module in _MODULES:
                 if hasattr(module, "time"):
                     stack.enter_context(mock.patch.object(module, "time", self.clock))
-                if hasattr(module, "write_private"):
-                    stack.enter_context(mock.patch.object(module, "write_private", write))
+                for name in ("write_private", "create_private", "remove", "rename"):
+                    if hasattr(module, name):
+                        stack.enter_context(mock.patch.object(module, name, mortal(getattr(module, name))))
                 if hasattr(module, "this_kernel"):
                     stack.enter_context(mock.patch.object(module, "this_kernel", this_kernel))
                 if hasattr(module, "answers"):

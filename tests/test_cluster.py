@@ -15,18 +15,18 @@ import dask
 import dask.system
 import psutil
 import pytest
+from conftest import local_sessions
 from distributed import Client
 from distributed.core import Status
 from distributed.system import MEMORY_LIMIT
 
 from cml_dask_magics import CMLCluster, operations
 from cml_dask_magics.claims import open_fleet
-from cml_dask_magics.local_sessions import LocalSessions
 from cml_dask_magics.registry import NameTakenError, Registry
 
 
 def running(state: Path) -> list[str]:
-    listing = LocalSessions(state / "local-sessions").list_workers()
+    listing = local_sessions(state).list_workers()
     return [session["id"] for session in listing if session["status"] == "running"]
 
 
@@ -181,7 +181,7 @@ def test_ctrl_c_while_starting_leaves_nothing(state: Path, tmp_path: Path, monke
 def test_a_dead_clusters_name_is_free_again(state: Path) -> None:
     first = CMLCluster(1)
     doomed = running(state)
-    for session in LocalSessions(state / "local-sessions")._sessions():
+    for session in local_sessions(state)._sessions():
         process = session.process()
         assert process is not None
         members = [*process.children(recursive=True), process]
@@ -196,7 +196,7 @@ def test_a_dead_clusters_name_is_free_again(state: Path) -> None:
 
 def test_no_process_and_no_zombie_stays(state: Path) -> None:
     with CMLCluster(2):
-        pids = [session.pid for session in LocalSessions(state / "local-sessions")._sessions()]
+        pids = [session.pid for session in local_sessions(state)._sessions()]
         family = [child for pid in pids for child in (psutil.Process(pid), *psutil.Process(pid).children(True))]
         assert len(family) >= 5  # the scheduler, two nannies, two workers
     deadline = time.monotonic() + 10

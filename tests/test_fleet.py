@@ -17,9 +17,11 @@ from cml_dask_magics import fleet as fleet_module
 from cml_dask_magics import sessions
 from cml_dask_magics.config import Settings
 from cml_dask_magics.failure import describe_failure
+from cml_dask_magics.feed import WorkerFigures
+from cml_dask_magics.files import write_private
 from cml_dask_magics.fleet import Fleet, StillUpError
 from cml_dask_magics.records import Launch, Owner, Record, record_to_json
-from cml_dask_magics.registry import Registry, write_private
+from cml_dask_magics.registry import Registry
 from cml_dask_magics.runs import read_tail
 from cml_dask_magics.sessions import SessionPool
 from cml_dask_magics.snapshot import snapshot
@@ -87,7 +89,7 @@ def make_fleet(workspace, registry):
             )
             registry.claim(record)
         pool = SessionPool(Platform("cml", workspace.caller(session), session=session))
-        return Fleet(registry, pool, record, make_settings(registry.directory))
+        return Fleet(registry, pool, record, make_settings(registry.state_directory))
 
     return make
 
@@ -573,9 +575,7 @@ def test_the_snapshot_of_a_cluster_shows_its_sessions_and_what_failed(cluster, r
     workspace.set("failed", workers[0])
     cluster.observe(cluster.pool.listing())
     address = "tls://100.66.0.9:40331"
-    status = snapshot(
-        cluster, "degraded", {address: {"name": workers[1], "nthreads": 2, "memory_limit": 5, "metrics": {"cpu": 3.0}}}
-    )
+    status = snapshot(cluster, "degraded", {address: WorkerFigures(workers[1], 2, 5, 3.0, 0, 0, 0)})
     shown = {worker.session: worker for worker in status.workers}
     assert shown[workers[0]].state == "failed"
     assert (shown[workers[1]].state, shown[workers[1]].address, shown[workers[1]].nthreads) == ("running", address, 2)

@@ -23,6 +23,7 @@ from typing import Any
 import dask
 import pytest
 import yaml
+from conftest import local_sessions
 from dask.utils import format_bytes
 from distributed import Client
 
@@ -47,7 +48,7 @@ def readme_configuration() -> dict[str, Any]:
 
 def running(state: Path) -> set[str]:
     """Ids of the sessions that are up, schedulers among them."""
-    listing = LocalSessions(state / "local-sessions").list_workers()
+    listing = local_sessions(state).list_workers()
     return {session["id"] for session in listing if session["status"] == "running"}
 
 
@@ -246,7 +247,7 @@ def test_a_cluster_whose_scheduler_died_claims_no_workers_and_can_be_taken_away(
         fleet = open_fleet(Registry(state), name)
         assert fleet is not None
         (scheduler,) = [session.id for session in fleet.record.sessions if session.role == "scheduler"]
-        (process,) = [s.process() for s in LocalSessions(state / "local-sessions")._sessions() if s.id == scheduler]
+        (process,) = [s.process() for s in local_sessions(state)._sessions() if s.id == scheduler]
         assert process is not None
         for each in [process, *process.children(recursive=True)]:
             each.send_signal(signal.SIGKILL)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import private
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -172,7 +173,7 @@ def test_help_shows_every_option_with_its_default(shell: InteractiveShell) -> No
 
 
 def test_tab_completes_options_and_cluster_names(shell: InteractiveShell, state: Path) -> None:
-    record = state / "clusters" / "night-run" / "record.json"
+    record = private(state) / "clusters" / "night-run" / "record.json"
     record.parent.mkdir(parents=True)
     record.touch()
     assert "--idle-timeout" in shell.complete("--idle", "%dask_up 2 --idle", 17)[1]
@@ -209,7 +210,7 @@ def test_loading_imports_nothing_heavy_and_prints_nothing(state: Path) -> None:
 
 
 def test_loading_names_what_is_on_record_and_does_not_answer(state: Path) -> None:
-    folder = state / "clusters" / "old"
+    folder = private(state) / "clusters" / "old"
     folder.mkdir(parents=True)
     (folder / "record.json").write_text("{")
     run = subprocess.run(
@@ -220,4 +221,4 @@ def test_loading_names_what_is_on_record_and_does_not_answer(state: Path) -> Non
     )
     assert "on record, but not answering: old" in run.stdout and "%dask_down old" in run.stdout
     assert operations.names(state) == []
-    assert [path.read_text() for path in (state / "broken").iterdir()] == ["{"]
+    assert [path.read_text() for path in (private(state) / "broken").iterdir()] == ["{"]

@@ -12,11 +12,14 @@ from dataclasses import replace
 
 import hypothesis
 import pytest
+from conftest import private
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cml_dask_magics import registry as registry_module
+from cml_dask_magics.files import write_private
 from cml_dask_magics.records import Launch, Owner, Record, SessionRecord, record_from_json, record_to_json
-from cml_dask_magics.registry import NameTakenError, Registry, RegistryError, write_private
+from cml_dask_magics.registry import NameTakenError, Registry, RegistryError
 
 
 def make_record(name="default", token="0000aaaa", **fields):
@@ -47,8 +50,8 @@ def test_what_is_claimed_is_what_another_kernel_reads(registry):
     record = make_record(sessions=(session("a1"),), events=((1.0, "began"),), adapt=(1, 4))
     run = registry.claim(record)
     assert run.is_dir()
-    assert run == Registry(registry.directory).run_folder(record)
-    assert Registry(registry.directory).read("default") == record
+    assert run == Registry(registry.state_directory).run_folder(record)
+    assert Registry(registry.state_directory).read("default") == record
     assert registry.names() == ["default"]
 
 
@@ -77,14 +80,12 @@ def test_a_taken_name_stays_with_whoever_has_it(registry):
 
 
 def test_a_claim_that_is_interrupted_leaves_nothing(registry, monkeypatch):
-    real = type(registry.directory).rename
-
-    def rename_and_be_interrupted(path, target):
-        real(path, target)
+    def create_and_be_interrupted(path, text):
+        write_private(path, text)
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(registry.directory), "rename", rename_and_be_interrupted)
+    monkeypatch.setattr(registry_module, "create_private", create_and_be_interrupted)
     with pytest.raises(KeyboardInterrupt):
         registry.claim(make_record())
     assert registry.names() == [] and not list(registry.directory.glob("*/*"))
@@ -127,7 +128,7 @@ def test_of_two_kernels_that_take_a_name_at_once_one_wins_and_the_other_sees_a_w
         subprocess.Popen(
             [sys.executable, "-c", RACE, str(tmp_path / "state"), me, str(start)], stdout=subprocess.PIPE, text=True
         )
-        for me in ("aaaa", "bbbb")
+        for me in ("aaaaaaaa", "bbbbbbbb")
     ]
     lines = [line.split() for racer in racers for line in racer.communicate()[0].splitlines()]
     assert all(racer.returncode == 0 for racer in racers)
@@ -138,7 +139,7 @@ def test_of_two_kernels_that_take_a_name_at_once_one_wins_and_the_other_sees_a_w
         assert whole == "True"
         if outcome == "lost":
             assert token == winners[int(i)]
-    assert len(list((tmp_path / "state" / "runs").iterdir())) == 100
+    assert len(list((private(tmp_path / "state") / "runs").iterdir())) == 100
 
 
 COUNT = """
@@ -154,7 +155,7 @@ for _ in range(60):
 
 def test_no_change_is_lost_when_several_kernels_and_threads_write_at_once(registry):
     registry.claim(make_record(requested=0))
-    kernels = [subprocess.Popen([sys.executable, "-c", COUNT, str(registry.directory)]) for _ in range(3)]
+    kernels = [subprocess.Popen([sys.executable, "-c", COUNT, str(registry.state_directory)]) for _ in range(3)]
 
     def count():
         for _ in range(60):
@@ -202,7 +203,7 @@ def test_forgetting_removes_secrets_and_keeps_the_logs(registry):
     (run / "logs" / "a1.log").write_text("hello\n")
     registry.forget(record)
     assert registry.names() == []
-    assert [path.name for path in run.iterdir()] == ["logs"]
+    assert sorted(path.name for path in run.iterdir()) == [".cml-dask-magics", "logs"]
     assert (run / "logs" / "a1.log").read_text() == "hello\n"
     assert registry.latest_log_folder("default") == run / "logs"
     registry.forget(record)  # again is no error
@@ -279,7 +280,7 @@ def test_a_broken_record_is_set_aside_and_its_sessions_can_still_be_stopped(regi
     (aside,) = (registry.directory / "broken").iterdir()
     assert aside.read_bytes() == raw
     assert str(aside) in salvaged.events[-1][1]
-    assert Registry(registry.directory).read("default") == salvaged
+    assert Registry(registry.state_directory).read("default") == salvaged
     registry.forget(salvaged)
     assert registry.names() == []
 
@@ -311,7 +312,7 @@ def test_a_deleted_record_is_told_from_what_its_sessions_left(registry):
     (run / "scheduler.session").write_text("b2")
     shutil.rmtree(registry.folder("default"))
     assert registry.names() == ["default"]
-    found = Registry(registry.directory).read("default")
+    found = Registry(registry.state_directory).read("default")
     assert {session.id: (session.role, session.cpu) for session in found.sessions} == {
         "a1": ("worker", 2),
         "b2": ("scheduler", 1),

@@ -7,7 +7,7 @@ import pytest
 from distributed import Client, Scheduler
 from distributed.security import Security
 
-from cml_dask_magics.registry import write_private
+from cml_dask_magics.files import write_private
 from cml_dask_magics.security import read_security, write_certificates
 
 

@@ -243,7 +243,8 @@ class Life(RuleBasedStateMachine):
             assert not world.ours(), "sessions are left that %dask_down --all did not stop"
             assert world.registry.names() == []
             self.nothing_of_others_is_stopped()
-            still_open = list(self.folder.glob("state/runs/*/scheduler.json"))
+            folders = {Path(s.env["CML_DASK_FOLDER"]) for s in world.workspace.sessions.values() if s.code}
+            still_open = [folder for folder in folders if (folder / "scheduler.json").exists()]
             assert not still_open, "sessions that start late would not end by themselves"
         finally:
             self.patches.close()

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import local_sessions, private
 from IPython.core.interactiveshell import InteractiveShell
 
 from cml_dask_magics import CMLCluster, lease, operations, steering
 from cml_dask_magics.healing import FAILED_REPLACEMENTS
-from cml_dask_magics.local_sessions import LocalSessions
 from cml_dask_magics.registry import Registry
 from cml_dask_magics.runs import session_logs
 
@@ -30,13 +30,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def running(state: Path) -> set[str]:
-    listing = LocalSessions(state / "local-sessions").list_workers()
+    listing = local_sessions(state).list_workers()
     return {session["id"] for session in listing if session["status"] == "running"}
 
 
 def kill(state: Path, *ids: str) -> None:
     """Kill all that runs in sessions, as a node that fails does."""
-    for session in LocalSessions(state / "local-sessions")._sessions():
+    for session in local_sessions(state)._sessions():
         process = session.process()
         if session.id in ids and process is not None:
             members = [*process.children(recursive=True), process]
@@ -199,7 +199,7 @@ def test_a_kernel_sees_that_another_one_asked_for_adaptive_scaling(state: Path) 
 
 def test_a_record_that_is_deleted_while_the_cluster_runs_comes_back(state: Path) -> None:
     with CMLCluster(1) as cluster:
-        (state / "clusters" / "default" / "record.json").unlink()
+        (private(state) / "clusters" / "default" / "record.json").unlink()
         until(lambda: any("deleted" in event for event in events(cluster)))
         assert cluster.get_client().submit(sum, [1, 2]).result() == 3
     assert not running(state)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import dask
 import pytest
+from conftest import local_sessions
 from workspace import Workspace
 
-from cml_dask_magics.local_sessions import LocalSessions
 from contract import computing, looks, sizes
 from contract.stage import MODULES, Stage, keep, promises_of
 
@@ -108,7 +108,7 @@ def local_state(folder: Path) -> Iterator[None]:
         patch.setenv("DASK_CML_DASK_MAGICS__STATE_DIRECTORY", str(folder))
         with dask.config.set({"cml-dask-magics.state-directory": str(folder)}):
             yield
-    sessions = LocalSessions(folder / "local-sessions").list_workers()
+    sessions = local_sessions(folder).list_workers()
     assert not [session for session in sessions if session["status"] == "running"], "sessions outlived their clusters"
 
 

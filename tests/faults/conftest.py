@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Notebook
+from conftest import Notebook, private
 from workspace import Kernel, Limits, Session, SessionTruth, Workspace
 
 STATE = "DASK_CML_DASK_MAGICS__STATE_DIRECTORY"
@@ -60,7 +60,7 @@ class Faulty(Notebook):
         assert not [session for session in self.others if session not in alive], "another session was ended"
         assert self.session.truth.alive and not self.calls("stop_without_ids") and stopped <= ours
 
-        state = self.state
+        state = private(self.state)
         records = [path.relative_to(state) for path in state.glob("clusters/*")]
         secrets = [path.relative_to(state) for path in state.rglob("*") if path.name in SECRETS]
         aside = [path.name for path in state.glob("broken/*")]

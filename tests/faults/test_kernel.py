@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Faulty
+from .conftest import Faulty, private
 
 pytestmark = pytest.mark.workspace
 
@@ -32,7 +32,7 @@ NEGATIVE = re.compile(r"(?<![\w-])-\d")
 def on_record(notebook: Faulty) -> dict[str, Any]:
     """What is on record of the cluster; empty if nothing is."""
     try:
-        return dict(json.loads((notebook.state / "clusters" / "default" / "record.json").read_text()))
+        return dict(json.loads((private(notebook.state) / "clusters" / "default" / "record.json").read_text()))
     except FileNotFoundError:
         return {}
 

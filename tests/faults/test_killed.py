@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from .conftest import Faulty
+from .conftest import Faulty, private
 
 pytestmark = pytest.mark.workspace
 
@@ -46,5 +46,7 @@ def test_killed_at_random_moments(notebook: Faulty) -> None:
         notebook.run("%dask_down --all")
         # What had not begun to run when its kernel died finds its cluster gone when it does.
         notebook.workspace.wait_until(lambda: not notebook.living(), timeout=60)
-        assert not list(notebook.state.glob("clusters/*")), f"kill {number} (seed {SEED}): {deed} after {after_s:.2f} s"
+        assert not list(private(notebook.state).glob("clusters/*")), (
+            f"kill {number} (seed {SEED}): {deed} after {after_s:.2f} s"
+        )
     print(f"\nseed {SEED}: {KILLS} kills ({dict(killed)}), and nothing left")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .conftest import Faulty
+from .conftest import Faulty, private
 
 pytestmark = pytest.mark.workspace
 
@@ -26,7 +26,9 @@ def live_through(notebook: Faulty, fault: str) -> None:
     down = notebook.kernel.run_nowait("%dask_down")
     notebook.workspace.wait_until(lambda: not notebook.living())
     await_listings(notebook, 2)
-    assert (notebook.state / "clusters" / "default" / "record.json").exists(), "forgotten, and nobody saw it end"
+    assert (private(notebook.state) / "clusters" / "default" / "record.json").exists(), (
+        "forgotten, and nobody saw it end"
+    )
     notebook.workspace.clear_faults()
     down = notebook.kernel.wait(down, timeout=60)
     assert down.error is None and "Stopped cluster 'default': 3 sessions" in down.stdout

@@ -19,7 +19,7 @@ from cml_dask_magics.claims import claim
 from cml_dask_magics.config import make_settings
 from cml_dask_magics.fleet import Fleet
 
-from .conftest import Faulty, shell
+from .conftest import Faulty, private, shell
 
 MINE, OTHER = "kernelsession", "othersession"
 
@@ -66,7 +66,7 @@ def platform(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[memory_pl
     assert set(workspace.up()) == others
     stops = [ids for _, call, ids in workspace.calls if call == "stop"]
     assert all(stops) and not [ids for ids in stops if others & set(ids)]
-    assert not list(state.glob("clusters/*")) and len(list(state.glob("broken/*"))) == 1
+    assert not list(private(state).glob("clusters/*")) and len(list(private(state).glob("broken/*"))) == 1
 
 
 def cluster_of_another_kernel(name: str) -> Fleet:
@@ -90,7 +90,7 @@ def test_a_record(
 ) -> None:
     """It is set aside and named; its sessions can still be stopped, and other clusters are none the worse."""
     broken, other = cluster_of_another_kernel("broken"), cluster_of_another_kernel("other")
-    path = state / "clusters" / "broken" / "record.json"
+    path = private(state) / "clusters" / "broken" / "record.json"
     BREAKING[breaking](path)
     capsys.readouterr()
 
@@ -102,7 +102,7 @@ def test_a_record(
     shown = {cluster["name"]: cluster for cluster in json.loads(capsys.readouterr().out)["clusters"]}
     assert sorted(shown) == ["broken", "other"]
     assert len(shown["broken"]["workers"]) + (shown["broken"]["scheduler"] is not None) == 3
-    (aside,) = (state / "broken").iterdir()
+    (aside,) = (private(state) / "broken").iterdir()
     assert any(str(aside) in event["message"] for event in shown["broken"]["events"])
 
     shell.run_line_magic("dask_down", "other")
@@ -114,7 +114,7 @@ def test_a_record(
 
 
 def record_of(notebook: Faulty, name: str = "default") -> Path:
-    return notebook.state / "clusters" / name / "record.json"
+    return private(notebook.state) / "clusters" / name / "record.json"
 
 
 @pytest.mark.workspace
@@ -239,12 +239,12 @@ def test_read_only_while_running(notebook: Faulty) -> None:
 @pytest.mark.workspace
 def test_a_file_that_goes_on_missing(notebook: Faulty) -> None:
     """Nothing: what a kernel asked for too early is removed all the same when its cluster ends."""
-    run = notebook.state / "runs" / "default-0000aaaa"
+    run = private(notebook.state) / "runs" / "default-0000aaaa"
     notebook.run(f"from pathlib import Path\nrun = Path({str(run)!r})\n(run / 'logs').mkdir(parents=True)")
     notebook.run("assert not (run / 'scheduler.json').exists()")
     (run / "scheduler.json").write_text("")
     notebook.run("assert not (run / 'scheduler.json').exists()")
-    notebook.run("from cml_dask_magics.runs import close_run\nclose_run(run)")
+    notebook.run("from cml_dask_magics.runs import close_run\nclose_run(run.parents[2], run)")
 
 
 NO_LOCKS = """

@@ -4,7 +4,7 @@ Once this process looked a path under $SIM_SHARED_HOME up and it was not there, 
 $SIM_NFS_NEGATIVE_SECONDS, whatever other sessions do, unless this process makes it. Listing a folder shows the truth.
 """
 
-# ruff: noqa: PTH100, PTH120
+# ruff: noqa: PTH100, PTH118, PTH120
 # os.path: this file replaces what pathlib stands on, and must load fast.
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ class _NegativeCache:
         """Return `value` as a path under the home, or None where it is something else."""
         if isinstance(value, int) or value is None:
             return None
-        if options.get("dir_fd") is not None or options.get("src_dir_fd") is not None:
-            return None
         try:
             text = os.fsdecode(value)
         except TypeError:
             return None
+        folder = options.get("dir_fd", options.get("src_dir_fd"))
+        if folder is not None:
+            text = os.path.join(_real_readlink(f"/proc/self/fd/{folder}"), text)
         path = os.path.abspath(text) if text else ""  # the empty path is none, not the working directory
         return path if path.startswith(self._prefix) else None
 
@@ -89,7 +90,7 @@ class _Wrapped:
         return self._call(*args, **kwargs)
 
 
-_real_lstat = os.lstat
+_real_lstat, _real_readlink = os.lstat, os.readlink
 
 
 def _lexists(path: str) -> bool:
