@@ -41,6 +41,25 @@ def a_closed_cluster_can_be_closed_again(ended: Any) -> None:
     assert ended.cluster.close(timeout=1) is None
 
 
+def a_closed_cluster_gives_no_client_and_says_why(ended: Any) -> None:
+    for connect in (lambda: Client(ended.cluster), ended.cluster.get_client):
+        try:
+            connect()
+        except RuntimeError as error:
+            assert "closed" in str(error) and ended.cluster.name in str(error)
+            continue
+        raise AssertionError("there is a client of a closed cluster")
+
+
+def whoever_uses_a_closed_cluster_gets_an_error(ended: Any) -> None:
+    for use in (ended.cluster.get_logs, lambda: ended.cluster.wait_for_workers(1)):
+        try:
+            use()
+        except (RuntimeError, OSError):
+            continue
+        raise AssertionError(f"{use} works on a closed cluster")
+
+
 def a_closed_cluster_can_still_be_shown(ended: Any) -> None:
     assert type(ended.cluster).__name__ in repr(ended.cluster) and ended.cluster.name in repr(ended.cluster)
     assert ended.cluster._repr_html_()

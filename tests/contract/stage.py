@@ -25,7 +25,7 @@ from distributed import Client, LocalCluster
 from distributed.core import Status
 
 from contract import clients, computing, ends, insight, looks, sizes, together
-from contract.patience import PATIENCE_S
+from contract.patience import eventually
 
 N_WORKERS = 2
 # What the shared cluster's Dask was told just before it started.
@@ -85,6 +85,7 @@ class Stage:
         self._maker = MAKERS[maker]
         self._shared: Any = None
         self._started_at = 0.0
+        self._watch: Any = None
         self._ended: EndedCluster | None = None
 
     def keep(self, name: str, after_s: float = 0.0) -> Coroutine[Any, Any, None] | None:
@@ -126,16 +127,20 @@ class Stage:
             with dask.config.set(CONFIGURATION):
                 self._shared = self._maker()
             self._started_at = time.monotonic()
+            self._watch = Client(self._shared, set_as_default=False)
         return self._shared
 
     def _mended(self) -> bool:
-        with contextlib.suppress(Exception), Client(self._shared, set_as_default=False, timeout=10) as client:
-            if len(client.nthreads()) != N_WORKERS:
+        """Whether the shared cluster runs with its workers, after a try to bring it there."""
+
+        def whole() -> bool:
+            return len(self._watch.nthreads()) == N_WORKERS
+
+        with contextlib.suppress(Exception):
+            if self._shared.status == Status.running and not whole():
                 self._shared.scale(N_WORKERS)
-                deadline = time.monotonic() + PATIENCE_S
-                while len(client.nthreads()) != N_WORKERS and time.monotonic() < deadline:
-                    time.sleep(0.1)
-            return bool(self._shared.status == Status.running and len(client.nthreads()) == N_WORKERS)
+                eventually(whole)
+            return bool(self._shared.status == Status.running and whole())
         return False
 
     @contextlib.contextmanager
@@ -169,6 +174,7 @@ class Stage:
     def _close_shared(self) -> None:
         shared, self._shared = self._shared, None
         if shared is not None:
+            self._watch.close()
             shared.close()
 
     def close(self) -> None:

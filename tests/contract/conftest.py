@@ -1,0 +1,5 @@
+"""Promises say what they saw when they are broken, as tests do."""
+
+import pytest
+
+pytest.register_assert_rewrite("contract")
