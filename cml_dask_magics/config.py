@@ -16,6 +16,8 @@ from typing import Any
 from cml_dask_magics import values
 
 SECTION = "cml-dask-magics"
+# In the state folder, which may be one of the user's; everything of ours is in there.
+PRIVATE_FOLDER = "cml-dask-magics"
 _DEFAULTS_FILE = Path(__file__).with_name("cml_dask_magics.yaml")
 
 

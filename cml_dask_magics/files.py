@@ -14,7 +14,6 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-PRIVATE_FOLDER = "cml-dask-magics"
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
@@ -75,11 +74,7 @@ def make_folder(root: Path, folder: Path) -> None:
         If one of them cannot be made, or is a link: what is put behind one could never be removed.
     """
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = root
-    for part in folder.relative_to(root).parts:
-        path /= part
-        path.mkdir(mode=0o700, exist_ok=True)
-    with _opened(root, folder):
+    with _opened(root, folder, make=True):
         pass
 
 
@@ -162,7 +157,7 @@ def _unlink(name: str, folder: int) -> None:
 
 
 @contextlib.contextmanager
-def _opened(root: Path, folder: Path) -> Iterator[int]:
+def _opened(root: Path, folder: Path, make: bool = False) -> Iterator[int]:
     """A descriptor of a folder below `root` to which no link leads; whoever swaps one in later, swaps it too late."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     descriptor, path = os.open(root, flags), root
@@ -170,6 +165,9 @@ def _opened(root: Path, folder: Path) -> Iterator[int]:
         for part in folder.relative_to(root).parts:
             path /= part
             try:
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, 0o700, dir_fd=descriptor)
                 below = os.open(part, flags | os.O_NOFOLLOW, dir_fd=descriptor)
             except OSError as error:
                 if error.errno in (errno.ENOTDIR, errno.ELOOP):

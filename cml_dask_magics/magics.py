@@ -202,10 +202,13 @@ def unregister(shell: InteractiveShell) -> None:
 def notice() -> str:
     """One line about clusters on record that this kernel does not hold; empty if there are none."""
     try:
+        directory = config.state_directory()
+        if not any((root / "clusters").is_dir() for root in (directory / config.PRIVATE_FOLDER, directory)):
+            return ""
         from cml_dask_magics.liveness import liveness
         from cml_dask_magics.registry import Registry
 
-        registry = Registry(config.state_directory())
+        registry = Registry(directory)
         operations = sys.modules.get("cml_dask_magics.operations")
         running: list[str] = []
         silent: list[str] = []

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from cml_dask_magics.files import PRIVATE_FOLDER, create_private, known, listed, make_folder, remove, write_private
+from cml_dask_magics.config import PRIVATE_FOLDER
+from cml_dask_magics.files import create_private, known, listed, make_folder, remove, write_private
 from cml_dask_magics.records import NAME, Record, record_from_json, record_to_json
 from cml_dask_magics.runs import (
     CLAIM_FILE,

@@ -17,7 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from workspace import Kernel, Session, Workspace
 
 from cml_dask_magics import operations
-from cml_dask_magics.files import PRIVATE_FOLDER
+from cml_dask_magics.config import PRIVATE_FOLDER
 from cml_dask_magics.local_sessions import LocalSessions
 
 
