@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from cml_dask_magics.cluster import CMLCluster
-    from cml_dask_magics.security import client_security
+    from cml_dask_magics.cluster.cluster import CMLCluster
+    from cml_dask_magics.registry.certificates import client_security
 
 __version__ = "0.1.0"
 __all__ = ["CMLCluster", "__version__", "client_security", "load_ipython_extension", "unload_ipython_extension"]
@@ -16,14 +16,14 @@ __all__ = ["CMLCluster", "__version__", "client_security", "load_ipython_extensi
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magics; IPython calls this on ``%load_ext cml_dask_magics``."""
-    from cml_dask_magics import magics
+    from cml_dask_magics.magics import magics
 
     magics.register(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Take the magics away again; no cluster is stopped. IPython calls this on ``%unload_ext``."""
-    from cml_dask_magics import magics
+    from cml_dask_magics.magics import magics
 
     magics.unregister(shell)
 
@@ -31,11 +31,11 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
 def __getattr__(name: str) -> Any:
     # Lazily, so that loading the extension does not import distributed (0.3 s).
     if name == "CMLCluster":
-        from cml_dask_magics.cluster import CMLCluster
+        from cml_dask_magics.cluster.cluster import CMLCluster
 
         return CMLCluster
     if name == "client_security":
-        from cml_dask_magics.security import client_security
+        from cml_dask_magics.registry.certificates import client_security
 
         return client_security
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,9 +16,9 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from workspace import Kernel, Session, Workspace
 
-from cml_dask_magics import operations
-from cml_dask_magics.config import PRIVATE_FOLDER
-from cml_dask_magics.local_sessions import LocalSessions
+from cml_dask_magics.magics import kernel_clusters as operations
+from cml_dask_magics.model.settings import PRIVATE_FOLDER
+from cml_dask_magics.platforms.local import LocalSessions
 
 
 def private(state: Path) -> Path:

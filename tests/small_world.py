@@ -17,28 +17,23 @@ from unittest import mock
 
 from memory_platform import MemoryAPI, MemorySession, Workspace
 
-from cml_dask_magics import (
-    accounting,
-    claims,
-    fleet,
-    healing,
-    launched,
-    lease,
-    liveness,
-    records,
-    registry,
-    runs,
-    sessions,
-)
-from cml_dask_magics.config import Settings, make_settings
-from cml_dask_magics.fleet import Fleet, StillUpError
-from cml_dask_magics.healing import Healer
-from cml_dask_magics.lease import Lease
-from cml_dask_magics.lifecycle import cluster_state
-from cml_dask_magics.records import Owner
-from cml_dask_magics.registry import NameTakenError, Registry, RegistryError
-from cml_dask_magics.sessions import PlatformError
-from cml_dask_magics.workers_api import Platform
+from cml_dask_magics.fleet import fleet, healing
+from cml_dask_magics.fleet import launches as launched
+from cml_dask_magics.fleet import opening as claims
+from cml_dask_magics.fleet.fleet import Fleet, StillUpError
+from cml_dask_magics.fleet.healing import Healer
+from cml_dask_magics.model import accounting
+from cml_dask_magics.model import record as records
+from cml_dask_magics.model.lifecycle import cluster_state
+from cml_dask_magics.model.record import Owner
+from cml_dask_magics.model.settings import Settings, make_settings
+from cml_dask_magics.platforms import pool as sessions
+from cml_dask_magics.platforms.api import Platform
+from cml_dask_magics.platforms.pool import PlatformError
+from cml_dask_magics.registry import lease, liveness, registry
+from cml_dask_magics.registry import run_folder as runs
+from cml_dask_magics.registry.lease import Lease
+from cml_dask_magics.registry.registry import NameTakenError, Registry, RegistryError
 
 _MODULES = (accounting, claims, fleet, healing, launched, lease, liveness, records, registry, runs, sessions)
 EXPECTED = (RegistryError, NameTakenError, StillUpError, PlatformError, KeyError, RuntimeError)

@@ -79,9 +79,9 @@ def test_the_panel_is_seen_starting_scales_stops_and_survives_a_reload(
 
 CROWD = """
 from datetime import datetime, timezone
-from cml_dask_magics.panel import Panel, PanelActions
-from cml_dask_magics.panel_output import Output
-from cml_dask_magics.status import ClusterStatus, SessionStatus
+from cml_dask_magics.display.panel.panel import Panel, PanelActions
+from cml_dask_magics.display.panel.output import Output
+from cml_dask_magics.model.status import ClusterStatus, SessionStatus
 states = ["failed"] * 2 + ["pending"] * 3 + ["running"] * 40
 workers = tuple(
     SessionStatus(f"worker{i:02}", state, ip_address=f"100.66.9.{i}", cpu_percent=float(i), nthreads=1)

@@ -20,9 +20,10 @@ from distributed import Client
 from distributed.core import Status
 from distributed.system import MEMORY_LIMIT
 
-from cml_dask_magics import CMLCluster, operations
-from cml_dask_magics.claims import open_fleet
-from cml_dask_magics.registry import NameTakenError, Registry
+from cml_dask_magics import CMLCluster
+from cml_dask_magics.fleet.opening import open_fleet
+from cml_dask_magics.magics import kernel_clusters as operations
+from cml_dask_magics.registry.registry import NameTakenError, Registry
 
 
 def running(state: Path) -> list[str]:
@@ -70,7 +71,7 @@ def test_an_async_with_block_computes_and_ends_its_cluster(state: Path) -> None:
 
 
 def test_an_async_start_that_fails_leaves_nothing(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cml_dask_magics.values.sys.executable", "/nowhere/python")
+    monkeypatch.setattr("cml_dask_magics.model.readers.sys.executable", "/nowhere/python")
 
     async def main() -> None:
         async with CMLCluster(1, asynchronous=True):

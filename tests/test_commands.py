@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from distributed.cli import dask_scheduler, dask_worker
 
-from cml_dask_magics import commands
-from cml_dask_magics.config import Settings
+from cml_dask_magics.fleet import shell_lines as commands
+from cml_dask_magics.model.settings import Settings
 
 GIB = 2**30
 

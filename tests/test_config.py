@@ -13,8 +13,8 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cml_dask_magics import config
-from cml_dask_magics.config import OPTIONS, make_settings, settings_from_json, settings_to_json
+from cml_dask_magics.model import settings as config
+from cml_dask_magics.model.settings import OPTIONS, make_settings, settings_from_json, settings_to_json
 
 
 @pytest.fixture
@@ -374,7 +374,7 @@ def test_a_malformed_file_costs_one_sentence_that_names_it(tmp_path, content):
     (tmp_path / "dask").mkdir()
     (tmp_path / "dask" / "broken.yaml").write_bytes(content)
     program = """
-from cml_dask_magics.config import make_settings
+from cml_dask_magics.model.settings import make_settings
 try:
     make_settings()
 except ValueError as error:
@@ -529,10 +529,10 @@ def test_settings_are_made_a_thousand_times_without_growing_the_configuration(co
 
 FIND = """
 import sys
-from cml_dask_magics.config import state_directory
+from cml_dask_magics.model.settings import state_directory
 print(state_directory())
 print("dask" in sys.modules)
-from cml_dask_magics.config import make_settings
+from cml_dask_magics.model.settings import make_settings
 print(make_settings().state_directory)
 """
 

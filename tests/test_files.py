@@ -18,16 +18,19 @@ from conftest import private
 from IPython.core.interactiveshell import InteractiveShell
 
 import cml_dask_magics
-from cml_dask_magics import files, local_sessions, magics, operations
-from cml_dask_magics.claims import claim, open_fleet
-from cml_dask_magics.config import default_state_directory, make_settings
-from cml_dask_magics.files import create_private, known, listed, make_folder, remove, rename, write_private
-from cml_dask_magics.lease import Lease
-from cml_dask_magics.local_sessions import LocalSessions
-from cml_dask_magics.records import Owner, Record, SessionRecord, record_from_json, record_to_json
-from cml_dask_magics.registry import NameTakenError, Registry, RegistryError
-from cml_dask_magics.runs import close_run, make_run
-from cml_dask_magics.security import write_certificates
+from cml_dask_magics.fleet.opening import claim, open_fleet
+from cml_dask_magics.magics import kernel_clusters as operations
+from cml_dask_magics.magics import magics
+from cml_dask_magics.model.record import Owner, Record, SessionRecord, record_from_json, record_to_json
+from cml_dask_magics.model.settings import default_state_directory, make_settings
+from cml_dask_magics.platforms import local as local_sessions
+from cml_dask_magics.platforms.local import LocalSessions
+from cml_dask_magics.registry import files
+from cml_dask_magics.registry.certificates import write_certificates
+from cml_dask_magics.registry.files import create_private, known, listed, make_folder, remove, rename, write_private
+from cml_dask_magics.registry.lease import Lease
+from cml_dask_magics.registry.registry import NameTakenError, Registry, RegistryError
+from cml_dask_magics.registry.run_folder import close_run, make_run
 
 HERE = Owner("", "host", 1)
 OURS = known("key.pem")
@@ -510,8 +513,8 @@ CLAIM_AND_FORGET = """
 import errno, os, sys, time
 from dataclasses import replace
 from pathlib import Path
-from cml_dask_magics.records import Owner, Record
-from cml_dask_magics.registry import NameTakenError, Registry
+from cml_dask_magics.model.record import Owner, Record
+from cml_dask_magics.registry.registry import NameTakenError, Registry
 
 def no_links(*_, **__):
     raise OSError(errno.EPERM, "no links here")

@@ -13,19 +13,19 @@ from dataclasses import replace
 import pytest
 from memory_platform import HTML, Workspace
 
-from cml_dask_magics import fleet as fleet_module
-from cml_dask_magics import sessions
-from cml_dask_magics.config import Settings
-from cml_dask_magics.failure import describe_failure
-from cml_dask_magics.feed import WorkerFigures
-from cml_dask_magics.files import write_private
-from cml_dask_magics.fleet import Fleet, StillUpError
-from cml_dask_magics.records import Launch, Owner, Record, record_to_json
-from cml_dask_magics.registry import Registry
-from cml_dask_magics.runs import read_tail
-from cml_dask_magics.sessions import SessionPool
-from cml_dask_magics.snapshot import snapshot
-from cml_dask_magics.workers_api import Platform
+from cml_dask_magics.cluster.feed import WorkerFigures
+from cml_dask_magics.cluster.snapshot import snapshot
+from cml_dask_magics.fleet import fleet as fleet_module
+from cml_dask_magics.fleet.failure import describe_failure
+from cml_dask_magics.fleet.fleet import Fleet, StillUpError
+from cml_dask_magics.model.record import Launch, Owner, Record, record_to_json
+from cml_dask_magics.model.settings import Settings
+from cml_dask_magics.platforms import pool as sessions
+from cml_dask_magics.platforms.api import Platform
+from cml_dask_magics.platforms.pool import SessionPool
+from cml_dask_magics.registry.files import write_private
+from cml_dask_magics.registry.registry import Registry
+from cml_dask_magics.registry.run_folder import read_tail
 
 MINE, OTHER = "kernelsession", "othersession"
 

@@ -27,11 +27,11 @@ from conftest import local_sessions
 from dask.utils import format_bytes
 from distributed import Client
 
-from cml_dask_magics import operations
-from cml_dask_magics.claims import open_fleet
-from cml_dask_magics.fleet import Fleet
-from cml_dask_magics.local_sessions import LocalSessions
-from cml_dask_magics.registry import Registry
+from cml_dask_magics.fleet.fleet import Fleet
+from cml_dask_magics.fleet.opening import open_fleet
+from cml_dask_magics.magics import kernel_clusters as operations
+from cml_dask_magics.platforms.local import LocalSessions
+from cml_dask_magics.registry.registry import Registry
 
 # A GiB less what the session's own process and the nanny need.
 WORKER_MEMORY = 0.75 * 2**30
@@ -208,7 +208,7 @@ def test_a_start_that_fails_late_leaves_nothing_and_the_next_one_works(
 ) -> None:
     async def work(manager: Any) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("cml_dask_magics.values.sys.executable", "/nowhere/python")
+            patch.setattr("cml_dask_magics.model.readers.sys.executable", "/nowhere/python")
             with pytest.raises(RuntimeError, match="/nowhere/python"):
                 await manager.start_cluster()
         assert manager.list_clusters() == []

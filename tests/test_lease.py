@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from cml_dask_magics import lease as lease_module
-from cml_dask_magics.lease import Lease
-from cml_dask_magics.records import Owner, Record
-from cml_dask_magics.registry import Registry
+from cml_dask_magics.model.record import Owner, Record
+from cml_dask_magics.registry import lease as lease_module
+from cml_dask_magics.registry.lease import Lease
+from cml_dask_magics.registry.registry import Registry
 
 HERE = Owner("", socket.gethostname(), os.getpid())
 ELSEWHERE = Owner("s1", "another-pod", 77)

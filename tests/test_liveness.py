@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from cml_dask_magics.liveness import liveness, scheduler_address
-from cml_dask_magics.records import Owner, Record
+from cml_dask_magics.model.record import Owner, Record
+from cml_dask_magics.registry.liveness import liveness, scheduler_address
 
 
 def make_record(**fields):
@@ -131,7 +131,8 @@ def test_a_record_without_proper_settings_does_not_break_loading(tmp_path, setti
 
 def test_looking_imports_no_dask():
     program = (
-        "import sys; import cml_dask_magics.liveness; print('dask' in sys.modules or 'distributed' in sys.modules)"
+        "import sys; import cml_dask_magics.registry.liveness; "
+        "print('dask' in sys.modules or 'distributed' in sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"

@@ -10,10 +10,10 @@ import time
 import psutil
 import pytest
 
-from cml_dask_magics import local_sessions
-from cml_dask_magics.local_sessions import LocalSessions
-from cml_dask_magics.sessions import SessionPool
-from cml_dask_magics.workers_api import Platform
+from cml_dask_magics.platforms import local as local_sessions
+from cml_dask_magics.platforms.api import Platform
+from cml_dask_magics.platforms.local import LocalSessions
+from cml_dask_magics.platforms.pool import SessionPool
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_script_runs_as_well(api, tmp_path):
 KERNEL = """
 import sys, time
 from pathlib import Path
-from cml_dask_magics.local_sessions import LocalSessions
+from cml_dask_magics.platforms.local import LocalSessions
 (session,) = LocalSessions(Path(sys.argv[1])).launch_workers(1, cpu=1, memory=2, code="!sleep 60")
 print(session["id"], flush=True)
 time.sleep(60)

@@ -12,7 +12,7 @@ from conftest import private
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
-from cml_dask_magics import operations
+from cml_dask_magics.magics import kernel_clusters as operations
 
 BAD_LINES = {
     "0": "N must be",
@@ -159,7 +159,7 @@ def test_one_way_of_showing_at_a_time(shell: InteractiveShell, line: str) -> Non
 
 
 def test_help_shows_every_option_with_its_default(shell: InteractiveShell) -> None:
-    from cml_dask_magics.config import OPTIONS
+    from cml_dask_magics.model.settings import OPTIONS
 
     for name in ("dask_up", "dask_down", "dask_status"):
         text = shell.object_inspect_mime(f"%{name}")["text/plain"]

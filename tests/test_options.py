@@ -5,8 +5,8 @@ import re
 import pytest
 from IPython.core.error import UsageError
 
-from cml_dask_magics.config import OPTIONS
-from cml_dask_magics.options import down_parser, status_parser, up_parser
+from cml_dask_magics.magics.command_line import down_parser, status_parser, up_parser
+from cml_dask_magics.model.settings import OPTIONS
 
 UP = up_parser()
 TYPED = [option for option in OPTIONS if option.help]
@@ -135,7 +135,7 @@ def test_several_clusters_can_be_taken_down(line, names, everything):
 
 def test_a_cluster_whose_name_starts_with_a_hyphen_can_be_named_again():
     # %dask_up --name -a is accepted: the same name must then reach the other two magics, or it must be refused.
-    from cml_dask_magics import values
+    from cml_dask_magics.model import readers as values
 
     try:
         name = values.name("-a")

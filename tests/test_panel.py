@@ -16,8 +16,8 @@ import ipywidgets
 import pytest
 from test_render import NASTY, NOW, Page, cluster, history, starting, worker
 
-from cml_dask_magics.panel import Panel, PanelActions
-from cml_dask_magics.status import ClusterStatus, Event
+from cml_dask_magics.display.panel.panel import Panel, PanelActions
+from cml_dask_magics.model.status import ClusterStatus, Event
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -441,7 +441,7 @@ def test_a_worker_that_hangs_can_be_picked_and_restarted(full: Panel, actions: F
 def test_a_log_shows_its_end_as_text_and_is_followed_until_it_is_closed(
     full: Panel, actions: FakeActions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cml_dask_magics.panel_log._EVERY_S", 0.0)
+    monkeypatch.setattr("cml_dask_magics.display.panel.log_view._EVERY_S", 0.0)
     actions.go.set()
     only(full, ipywidgets.ToggleButton).value = True
     button(full, "Log").click()

@@ -16,10 +16,10 @@ from conftest import private
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cml_dask_magics import registry as registry_module
-from cml_dask_magics.files import write_private
-from cml_dask_magics.records import Launch, Owner, Record, SessionRecord, record_from_json, record_to_json
-from cml_dask_magics.registry import NameTakenError, Registry, RegistryError
+from cml_dask_magics.model.record import Launch, Owner, Record, SessionRecord, record_from_json, record_to_json
+from cml_dask_magics.registry import registry as registry_module
+from cml_dask_magics.registry.files import write_private
+from cml_dask_magics.registry.registry import NameTakenError, Registry, RegistryError
 
 
 def make_record(name="default", token="0000aaaa", **fields):
@@ -103,8 +103,8 @@ def test_a_claim_made_twice_does_not_take_the_run_folder_away(registry):
 RACE = """
 import sys, time
 from pathlib import Path
-from cml_dask_magics.records import Launch, Owner, Record, SessionRecord, record_from_json, record_to_json
-from cml_dask_magics.registry import NameTakenError, Registry
+from cml_dask_magics.model.record import Launch, Owner, Record, SessionRecord, record_from_json, record_to_json
+from cml_dask_magics.registry.registry import NameTakenError, Registry
 directory, me, start = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 registry = Registry(directory)
 for i in range(100):
@@ -146,7 +146,7 @@ COUNT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from cml_dask_magics.registry import Registry
+from cml_dask_magics.registry.registry import Registry
 registry = Registry(Path(sys.argv[1]))
 for _ in range(60):
     registry.update("default", lambda record: replace(record, requested=record.requested + 1))

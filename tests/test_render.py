@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from cml_dask_magics import render, render_html, render_words
-from cml_dask_magics.render_looks import classed, stylesheet
-from cml_dask_magics.render_rows import SORTS, Chooser, Wanted, choose
-from cml_dask_magics.render_table import table
-from cml_dask_magics.render_totals import Tally, totals
-from cml_dask_magics.status import ClusterStatus, Event, Sample, SessionStatus, Usage
+from cml_dask_magics.display import text as render
+from cml_dask_magics.display import words as render_words
+from cml_dask_magics.display.html import pieces as render_html
+from cml_dask_magics.display.html.looks import classed, stylesheet
+from cml_dask_magics.display.html.table import table
+from cml_dask_magics.display.listing import SORTS, Chooser, Wanted, choose
+from cml_dask_magics.display.totals import Tally, totals
+from cml_dask_magics.model.status import ClusterStatus, Event, Sample, SessionStatus, Usage
 
 NOW = datetime(2026, 1, 31, 12, 12, 0, tzinfo=timezone.utc)
 GIB = 2**30
@@ -444,7 +446,7 @@ def test_rendering_needs_no_widgets_and_no_dask() -> None:
     import subprocess
 
     probe = (
-        "import sys, cml_dask_magics.render; "
+        "import sys, cml_dask_magics.display.text; "
         "sys.exit(bool({'ipywidgets', 'distributed', 'rich.console'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0

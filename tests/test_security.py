@@ -7,8 +7,8 @@ import pytest
 from distributed import Client, Scheduler
 from distributed.security import Security
 
-from cml_dask_magics.files import write_private
-from cml_dask_magics.security import read_security, write_certificates
+from cml_dask_magics.registry.certificates import read_security, write_certificates
+from cml_dask_magics.registry.files import write_private
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import time
 import pytest
 from memory_platform import HTML, Answer, Workspace
 
-from cml_dask_magics import sessions
-from cml_dask_magics.sessions import PlatformError, SessionPool
-from cml_dask_magics.workers_api import Platform
+from cml_dask_magics.platforms import pool as sessions
+from cml_dask_magics.platforms.api import Platform
+from cml_dask_magics.platforms.pool import PlatformError, SessionPool
 
 MINE, OTHER = "kernelsession", "othersession"
 

@@ -11,8 +11,10 @@ import ipywidgets
 import pytest
 from test_render import cluster, worker
 
-from cml_dask_magics import operations, panel_output, show
-from cml_dask_magics.panel_output import VIEW
+from cml_dask_magics.display import screens as show
+from cml_dask_magics.display.panel import output as panel_output
+from cml_dask_magics.display.panel.output import VIEW
+from cml_dask_magics.magics import kernel_clusters as operations
 
 FOLDER = Path("unused")
 

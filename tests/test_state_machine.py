@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 from small_world import World
 
-from cml_dask_magics.records import record_from_json
+from cml_dask_magics.model.record import record_from_json
 
 STEPS = int(os.environ.get("STEPS", "3000"))
 STEPS_A_RUN = 30

@@ -15,10 +15,13 @@ import pytest
 from conftest import local_sessions, private
 from IPython.core.interactiveshell import InteractiveShell
 
-from cml_dask_magics import CMLCluster, lease, operations, steering
-from cml_dask_magics.healing import FAILED_REPLACEMENTS
-from cml_dask_magics.registry import Registry
-from cml_dask_magics.runs import session_logs
+from cml_dask_magics import CMLCluster
+from cml_dask_magics.cluster import steering
+from cml_dask_magics.fleet.healing import FAILED_REPLACEMENTS
+from cml_dask_magics.magics import kernel_clusters as operations
+from cml_dask_magics.registry import lease
+from cml_dask_magics.registry.registry import Registry
+from cml_dask_magics.registry.run_folder import session_logs
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +147,9 @@ def test_a_cluster_that_nobody_uses_ends_and_its_record_with_it(state: Path) -> 
 
 OTHER_KERNEL = """
 import sys, time
-from cml_dask_magics import CMLCluster, steering, lease
+from cml_dask_magics import CMLCluster
+from cml_dask_magics.cluster import steering
+from cml_dask_magics.registry import lease
 steering._STEER_S, lease.BEAT_S, lease.EXPIRES_S = 0.3, 0.5, 3.0
 cluster = CMLCluster.from_name("default")
 print("attached", flush=True)

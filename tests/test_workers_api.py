@@ -5,8 +5,8 @@ import types
 
 import pytest
 
-from cml_dask_magics.local_sessions import LocalSessions
-from cml_dask_magics.workers_api import check_dashboard_port, find_platform
+from cml_dask_magics.platforms.api import check_dashboard_port, find_platform
+from cml_dask_magics.platforms.local import LocalSessions
 
 
 @pytest.fixture(autouse=True)

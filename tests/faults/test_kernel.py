@@ -44,7 +44,7 @@ def scheduler_is_up(notebook: Faulty) -> bool:
 
 def test_interrupt_at_any_time_of_a_start(notebook: Faulty) -> None:
     """It either was up already, or nothing of it is left when the interrupt shows."""
-    notebook.run("import cml_dask_magics.operations, cml_dask_magics.show")
+    notebook.run("import cml_dask_magics.magics.kernel_clusters, cml_dask_magics.display.screens")
     for moment, (reached, beyond_s) in MOMENTS.items():
         run = notebook.kernel.run_nowait("%dask_up 2")
         notebook.workspace.wait_until(lambda reached=reached: reached(notebook), interval=0.005)

@@ -14,10 +14,10 @@ import memory_platform
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from cml_dask_magics import fleet
-from cml_dask_magics.claims import claim
-from cml_dask_magics.config import make_settings
-from cml_dask_magics.fleet import Fleet
+from cml_dask_magics.fleet import fleet
+from cml_dask_magics.fleet.fleet import Fleet
+from cml_dask_magics.fleet.opening import claim
+from cml_dask_magics.model.settings import make_settings
 
 from .conftest import Faulty, private, shell
 
@@ -244,7 +244,7 @@ def test_a_file_that_goes_on_missing(notebook: Faulty) -> None:
     notebook.run("assert not (run / 'scheduler.json').exists()")
     (run / "scheduler.json").write_text("")
     notebook.run("assert not (run / 'scheduler.json').exists()")
-    notebook.run("from cml_dask_magics.runs import close_run\nclose_run(run.parents[2], run)")
+    notebook.run("from cml_dask_magics.registry.run_folder import close_run\nclose_run(run.parents[2], run)")
 
 
 NO_LOCKS = """

@@ -1,0 +1,115 @@
+"""Puts one `ClusterStatus` together from what the record, the platform's listing and the scheduler know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from cml_dask_magics.cluster.feed import WorkerFigures
+from cml_dask_magics.fleet.fleet import Fleet
+from cml_dask_magics.fleet.healing import FAILED_REPLACEMENTS
+from cml_dask_magics.model.record import SessionRecord
+from cml_dask_magics.model.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus
+
+
+def snapshot(
+    fleet: Fleet,
+    state: ClusterState,
+    workers: Mapping[str, WorkerFigures],
+    scheduler_address: str | None = None,
+    dashboard_link: str | None = None,
+    read_only_link: str | None = None,
+    idle_s: float | None = None,
+    history: Sequence[Sample] = (),
+    peak_memory_bytes: int = 0,
+) -> ClusterStatus:
+    """One cluster at this moment.
+
+    Parameters
+    ----------
+    fleet : Fleet
+        Its sessions.
+    state : ClusterState
+    workers : mapping
+        What the scheduler says of each connected worker, by address.
+    scheduler_address : str, optional
+        Where the scheduler is connected; None while it is not.
+    dashboard_link, read_only_link : str, optional
+    idle_s : float, optional
+        Seconds since the cluster last worked.
+    history : sequence of Sample, optional
+        What was seen of the last minutes, oldest first.
+    peak_memory_bytes : int, optional
+    """
+    record = fleet.record
+    addresses = {session_of(worker.name): address for address, worker in workers.items()}
+    scheduler = next((session for session in record.sessions if session.role == "scheduler"), None)
+    failed = [session for session in fleet.lost.values() if session.role == "worker"]
+    sessions = [s for s in record.sessions if s.role == "worker" and s.ended_at is None] + failed
+    return ClusterStatus(
+        name=record.name,
+        state=state,
+        backend=record.backend,
+        created_at=utc(record.created_at),
+        requested=record.requested,
+        adapt=record.adapt,
+        idle_timeout_s=fleet.settings.idle_timeout_s,
+        idle_s=idle_s,
+        scheduler=_session_status(fleet, scheduler, scheduler_address) if scheduler is not None else None,
+        workers=tuple(
+            _session_status(fleet, session, addresses.get(session.id), workers.get(addresses.get(session.id, "")))
+            for session in sessions
+        ),
+        dashboard_link=dashboard_link,
+        read_only_link=read_only_link,
+        history=tuple(history),
+        peak_memory_bytes=peak_memory_bytes,
+        replaces_lost=record.failed_replacements < FAILED_REPLACEMENTS,
+        usual_start_s=fleet.usual_start_s,
+        usage=fleet.usage(),
+        events=tuple(Event(utc(at), message) for at, message in record.events),
+    )
+
+
+def _session_status(
+    fleet: Fleet, session: SessionRecord, address: str | None, worker: WorkerFigures | None = None
+) -> SessionStatus:
+    return SessionStatus(
+        session=session.id,
+        state=fleet.state(session, connected=address is not None),
+        state_since=utc(session.running_at or session.launched_at),
+        ip_address=fleet.ip_address(session) or (_host(address) if address else None),
+        address=address,
+        nthreads=worker.nthreads if worker else 0,
+        cpu_percent=worker.cpu_percent if worker else 0.0,
+        memory_bytes=worker.memory_bytes if worker else 0,
+        memory_limit_bytes=worker.memory_limit_bytes if worker else 0,
+        spilled_bytes=worker.spilled_bytes if worker else 0,
+        executing=worker.executing if worker else 0,
+    )
+
+
+def sample(workers: Collection[WorkerFigures]) -> Sample:
+    """What the workers do together now."""
+    return Sample(
+        at=datetime.now(timezone.utc),
+        cpu_percent=sum(worker.cpu_percent for worker in workers),
+        memory_bytes=sum(worker.memory_bytes for worker in workers),
+        executing=sum(worker.executing for worker in workers),
+    )
+
+
+def session_of(worker_name: Any) -> str:
+    """The session that a worker is named after; ``dask cuda worker`` appends a number a GPU."""
+    return re.sub(r"-\d{1,2}$", "", str(worker_name))
+
+
+def utc(seconds: float) -> datetime:
+    """Seconds since the epoch as a timezone-aware datetime."""
+    return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def _host(address: str) -> str | None:
+    return address.partition("://")[2].rpartition(":")[0] or None

@@ -1,0 +1,223 @@
+"""A cluster's snapshot as HTML: the pieces that the panel is made of, and a page of them that stands alone.
+
+Knows neither widgets nor clusters; how things look is in ``render_looks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from operator import attrgetter
+from typing import Literal
+
+from cml_dask_magics.display.html.basics import anchor, sign, text
+from cml_dask_magics.display.html.graphs import bar, graph, memory_ink, width
+from cml_dask_magics.display.html.looks import Dress, inline
+from cml_dask_magics.display.html.table import table
+from cml_dask_magics.display.listing import Wanted, choose
+from cml_dask_magics.display.totals import Totals, totals
+from cml_dask_magics.display.words import (
+    MAX_EVENTS,
+    advice_words,
+    count_words,
+    estimate_words,
+    fact_words,
+    format_at,
+    format_bytes,
+    format_percent,
+    latest_events,
+    plural,
+    utc_now,
+    workers_words,
+)
+from cml_dask_magics.model.status import ClusterStatus, Event
+
+Kind = Literal["ended", "failed"]
+
+_CPU = attrgetter("cpu_percent")
+_MEMORY = attrgetter("memory_bytes")
+_TASKS = attrgetter("executing")
+
+
+def to_html(status: ClusterStatus, now: datetime | None = None) -> str:
+    """A picture of one cluster that stands alone: no script, no style sheet, nothing to load.
+
+    Parameters
+    ----------
+    now : datetime or None
+        The time to count from; None for now.
+    """
+    now = now or utc_now()
+    sums = totals(status)
+    pieces = [
+        head(status, sums, inline),
+        facts(status, now, inline),
+        links(status, inline),
+        advice(status, sums, inline),
+        (progress if status.state == "starting" else tiles)(status, sums, inline),
+        sessions(status, sums, now, inline),
+        events(status.events, now, inline),
+        # It may be looked at years later.
+        f"<div{inline('faint')}>As it was at {_exact(now)}; %dask_status shows how it is.</div>",
+    ]
+    return page("".join(pieces))
+
+
+def page(pieces: str) -> str:
+    """Pieces that carry their looks with them, as one picture that stands alone."""
+    return f"<div{inline('box', 'padding:4px 8px')}>{pieces}</div>"
+
+
+def sessions(status: ClusterStatus, sums: Totals, now: datetime, dress: Dress) -> str:
+    """The scheduler and the first workers, and how many more there are."""
+    chosen = choose(status.workers, Wanted(), sums.failed)
+    more = chosen.found - len(chosen.rows)
+    listed = table(status.scheduler, chosen.rows, now, dress)
+    return f"{listed}<div{dress('faint')}>… and {more:,} more</div>" if more else listed
+
+
+def last_seen(status: ClusterStatus, at: datetime, dress: Dress) -> str:
+    """The sessions of a cluster that is no more, as they were last seen; empty if there were none."""
+    listed = sessions(status, totals(status), at, dress)
+    return f"<div{dress('seen')}>Its sessions as last seen, at {_exact(at)}:</div>{listed}" if listed else ""
+
+
+def head(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
+    """Name, state, how many workers."""
+    return (
+        f"<div{dress('head')}><span{dress('name')}>{text(status.name)}</span> "
+        f"<span{dress('state')}>{sign(status.state, dress)} {status.state}</span> "
+        f"<span>{text(workers_words(status, sums))}</span></div>"
+    )
+
+
+def facts(status: ClusterStatus, now: datetime, dress: Dress) -> str:
+    """Platform, age, usage and idle countdown."""
+    return f"<div{dress('faint')}>{text(' · '.join(fact_words(status, now)))}</div>"
+
+
+def links(status: ClusterStatus, dress: Dress) -> str:
+    """The addresses of the dashboard."""
+    shown = [("Dashboard", status.dashboard_link), ("Read-only", status.read_only_link)]
+    return "".join(f"<div>{title}: {anchor(url, dress)}</div>" for title, url in shown if url)
+
+
+def advice(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
+    """What is wrong with the cluster and what helps; empty when nothing is wrong."""
+    words = advice_words(status, sums)
+    return f"<div{dress('advice')}>{text(words)}</div>" if words else ""
+
+
+def error(message: str, dress: Dress) -> str:
+    """Something that went wrong just now; empty without a message."""
+    return f'<div role="alert"{dress("error")}>{sign("failed", dress)} {text(message)}</div>' if message else ""
+
+
+def busy(doing: str, dress: Dress) -> str:
+    """What a button that was pressed is doing; empty when none was."""
+    return f'<div role="status">{sign("starting", dress)} {text(doing)} …</div>' if doing else ""
+
+
+def note(words: str, dress: Dress) -> str:
+    """Something to know, in faint letters; empty without words."""
+    return f'<div role="status"{dress("faint")}>{text(words)}</div>' if words else ""
+
+
+def preparing(name: str, dress: Dress) -> str:
+    """A head for the moment before anything is known."""
+    state = f"<span{dress('state')}>{sign('starting', dress)} starting</span>"
+    return f"<div{dress('head')}><span{dress('name')}>{text(name)}</span> {state}</div>"
+
+
+def tiles(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
+    """Is it up, is it busy: workers, CPU, memory and tasks of the whole cluster, now and in the last five minutes."""
+    history, threads, limit = status.history, sums.nthreads, sums.memory_limit_bytes
+    cpu_percent = sums.cpu_percent / threads if threads else 0.0
+    share = sums.memory_bytes / limit if limit else 0.0
+    ready = sums.ready / status.requested if status.requested else 0.0
+    of_limit = f" of {format_bytes(limit)}" if limit else ""
+
+    def cpu_words(percent: float) -> str:
+        return format_percent(percent / threads if threads else 0.0)
+
+    cpu = graph(history, _CPU, 100.0 * threads, "CPU", cpu_words, dress)
+    memory = graph(history, _MEMORY, limit, "Memory", format_bytes, dress)
+    tasks = graph(history, _TASKS, threads, "Tasks running", lambda count: f"{count:,.0f}", dress)
+    tile = [
+        _tile("Workers", f"{sums.ready:,} of {status.requested:,}", "", bar(ready, dress, "good"), dress),
+        _tile(
+            f"CPU of {plural(threads, 'thread')}",
+            format_percent(cpu_percent),
+            cpu,
+            bar(cpu_percent / 100, dress),
+            dress,
+        ),
+        _tile(
+            f"Memory{of_limit}",
+            format_bytes(sums.memory_bytes),
+            memory,
+            bar(share, dress, memory_ink(share)),
+            dress,
+        ),
+        _tile(
+            "Tasks running",
+            f"{sums.executing:,}",
+            tasks,
+            bar(sums.executing / threads if threads else 0, dress),
+            dress,
+        ),
+    ]
+    return f"<div{dress('tiles')}>{''.join(tile)}</div>"
+
+
+def progress(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
+    """How far a start is: a bar of connected, starting and failed workers, the same in words, and an estimate."""
+    total = max(status.requested, len(status.workers), 1)
+    parts = (("good", sums.ready), ("busy", sums.states.get("starting", 0)), ("bad", sums.failed))
+    fills = "".join(f"<span{dress(f'fill-{ink}', width(count / total))}></span>" for ink, count in parts if count)
+    words = text(" · ".join([*count_words(status, sums), *filter(None, [estimate_words(status)])]))
+    return (
+        f'<div role="progressbar" aria-label="Workers ready" aria-valuemin="0" aria-valuemax="{status.requested}" '
+        f'aria-valuenow="{sums.ready}" aria-valuetext="{words}"{dress("long")}>{fills}</div>'
+        f"<div{dress('under')}>{words}</div>"
+    )
+
+
+def events(happened: Sequence[Event], now: datetime, dress: Dress, limit: int = MAX_EVENTS) -> str:
+    """What happened last, newest first, in UTC."""
+    items = [
+        f'<li{dress("event")}><time datetime="{event.at.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%SZ}" title="UTC"'
+        f"{dress('when')}>{format_at(event.at, now)}</time> {text(event.message)}</li>"
+        for event in latest_events(happened, limit)
+    ]
+    return (
+        f'<ul aria-label="Events, newest first, times in UTC"{dress("events")}>{"".join(items)}</ul>' if items else ""
+    )
+
+
+def log(session: str, lines: Sequence[str], dress: Dress) -> str:
+    """What a session printed, its end in sight."""
+    body = text("\n".join(lines)) if lines else f"<span{dress('faint')}>It has printed nothing.</span>"
+    return (
+        f'<div role="log" tabindex="0" aria-label="Log of {text(session)}"'
+        f"{dress('log')}><pre{dress('lines')}>{body}</pre></div>"
+    )
+
+
+def summary(name: str, words: str, kind: Kind, dress: Dress) -> str:
+    """What is left to say of a cluster that is no more."""
+    body = error(words, dress) if kind == "failed" else f"<div{dress('event')}>{text(words)}</div>"
+    state = f"<span{dress('state')}>{sign(kind, dress)} {kind}</span>"
+    title = f"<div{dress('head')}><span{dress('name')}>{text(name)}</span> {state}</div>"
+    return f"<div{dress('card')}>{title}{body}</div>"
+
+
+def _exact(at: datetime) -> str:
+    return f"{at.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _tile(label: str, value: str, picture: str, share: str, dress: Dress) -> str:
+    return (
+        f"<div{dress('tile')}><div{dress('label')}>{label}</div>"
+        f"<div{dress('figure')}><span{dress('value')}>{value}</span>{picture}</div>{share}</div>"
+    )

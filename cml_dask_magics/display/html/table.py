@@ -1,0 +1,120 @@
+"""The table of a cluster's sessions as HTML: a row for the scheduler and one for each worker that is listed.
+
+Which workers are listed, and in which order, is decided in ``render_rows``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from cml_dask_magics.display.html.basics import sign, text
+from cml_dask_magics.display.html.graphs import bar, memory_ink
+from cml_dask_magics.display.html.looks import Dress, classed
+from cml_dask_magics.display.words import (
+    NO_VALUE,
+    format_bytes,
+    format_memory,
+    format_percent,
+    message_words,
+    phase_words,
+)
+from cml_dask_magics.model.status import SessionStatus
+
+
+class Column(NamedTuple):
+    """A column: its key in ``render_rows.SORTS``, title, share of the width in per cent, and whether it has numbers."""
+
+    key: str
+    title: str
+    percent: int
+    numbers: bool = False
+
+
+COLUMNS = (
+    Column("session", "Session", 22),
+    Column("ip", "IP address", 17),
+    Column("state", "State", 14),
+    Column("cpu", "CPU", 9, numbers=True),
+    Column("memory", "Memory", 21, numbers=True),
+    Column("threads", "Threads", 9, numbers=True),
+    Column("tasks", "Tasks", 8, numbers=True),
+)
+
+
+def table(
+    scheduler: SessionStatus | None,
+    workers: Sequence[SessionStatus],
+    now: datetime,
+    dress: Dress,
+    sort: str = "",
+    descending: bool = False,
+) -> str:
+    """A table of sessions; in the panel, addresses are copied with a click.
+
+    Parameters
+    ----------
+    scheduler : SessionStatus or None
+    workers : sequence of SessionStatus
+        In the order in which they are shown.
+    sort, descending
+        The column by which they are sorted, for screen readers.
+    """
+    if not workers and scheduler is None:
+        return ""
+    titles = "".join(_title(column, dress, sort, descending) for column in COLUMNS)
+    rows = [] if scheduler is None else [_row(scheduler, now, dress, scheduler=True)]
+    rows += [_row(worker, now, dress) for worker in workers]
+    return (
+        f"<div{dress('scroll')}>"
+        f'<table aria-label="Scheduler and workers"{dress("table")}>'
+        f"<thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _title(column: Column, dress: Dress, sort: str, descending: bool) -> str:
+    order = f' aria-sort="{"descending" if descending else "ascending"}"' if column.key == sort else ""
+    width = f"width:{column.percent}%" if dress is classed else ""
+    return f'<th scope="col"{order}{dress("title-r" if column.numbers else "title", width)}>{column.title}</th>'
+
+
+def _row(session: SessionStatus, now: datetime, dress: Dress, scheduler: bool = False) -> str:
+    note = f" <span{dress('label')}>scheduler</span>" if scheduler else ""
+    words = message_words(session)
+    # In a row of its own: in a cell it would squeeze the ids, which people copy.
+    message = f'<tr><td colspan="7"{dress("message")}>{text(words)}</td></tr>' if words else ""
+    if scheduler:
+        cells = '<td colspan="4"></td>'
+    elif session.state != "running":
+        cells = f"<td{dress('cell-r')}>{NO_VALUE}</td>" * 4
+    else:
+        cells = "".join(f"<td{dress('cell-r')}>{cell}</td>" for cell in _reported(session, dress))
+    return (
+        f'<tr><th scope="row"{dress("cell")}>{_address(session.session, dress)}{note}</th>'
+        f"<td{dress('cell')}>{_address(session.ip_address, dress)}</td>"
+        f"<td{dress('cell')}>{sign(session.state, dress)}&nbsp;{text(phase_words(session, now))}</td>"
+        f"{cells}</tr>{message}"
+    )
+
+
+def _reported(worker: SessionStatus, dress: Dress) -> tuple[str, str, str, str]:
+    limit = worker.memory_limit_bytes
+    share, spilled = (worker.memory_bytes / limit, worker.spilled_bytes / limit) if limit else (0.0, 0.0)
+    note = ""
+    if worker.spilled_bytes > 0:
+        note = f"<div{dress('label')}>+ {format_bytes(worker.spilled_bytes)} spilled</div>"
+    return (
+        format_percent(worker.cpu_percent) + bar(worker.cpu_percent / 100 / max(worker.nthreads, 1), dress),
+        format_memory(worker.memory_bytes, limit) + bar(share, dress, memory_ink(share), spilled) + note,
+        str(worker.nthreads),
+        str(worker.executing),
+    )
+
+
+def _address(address: str | None, dress: Dress) -> str:
+    if not address:
+        return NO_VALUE
+    if dress is classed:
+        return f'<span class="cdm-copy" role="button" tabindex="0">{text(address)}</span>'
+    return f"<span{dress('id')}>{text(address)}</span>"

@@ -1,0 +1,283 @@
+"""The panel of one cluster in a notebook: draws a ``ClusterStatus`` and turns clicks into calls.
+
+Knows neither sessions nor files, and has no timer: whoever owns it calls ``draw``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import ipywidgets
+
+from cml_dask_magics.display.html import pieces
+from cml_dask_magics.display.html.looks import Dress, classed, inline
+from cml_dask_magics.display.html.pieces import Kind
+from cml_dask_magics.display.listing import PAGE_ROWS
+from cml_dask_magics.display.panel.controls import PanelActions, Steering
+from cml_dask_magics.display.panel.output import style_of
+from cml_dask_magics.display.panel.page import page_piece
+from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, close, show
+from cml_dask_magics.display.panel.worker_table import WorkerTable
+from cml_dask_magics.display.text import ended_line, status_line, to_text
+from cml_dask_magics.display.totals import Tally
+from cml_dask_magics.display.words import MAX_EVENTS, MORE_EVENTS, clean, utc_now
+from cml_dask_magics.model.status import ClusterStatus, SessionStatus
+
+__all__ = ["Panel", "PanelActions"]
+
+_BUSY = "The notebook is busy: a button pressed now works when the cell is done."
+
+
+class Panel:
+    """One cluster, to see and to steer. Shown many times, it is still one set of widgets.
+
+    Parameters
+    ----------
+    actions : PanelActions
+        What the controls do, each in a thread of its own, so that neither the kernel nor Dask waits.
+    name : str
+        The cluster's name, for the time before the first ``draw``.
+    """
+
+    def __init__(self, actions: PanelActions, name: str = "default") -> None:
+        self._actions = actions
+        self._name = name
+        self._lock = threading.RLock()
+        self._tally = Tally()
+        self._status: ClusterStatus | None = None
+        # The last that was seen of it while it was up, and when: what a summary lists.
+        self._up: tuple[ClusterStatus, datetime] | None = None
+        self._finished: tuple[str, Kind] | None = None
+        self._doing = ""
+        self._stopping = False
+        self._error = ""
+        self._busy = False
+        self._all_events = False
+
+        self._page = ipywidgets.HTML()
+        # Several pieces, so that a change of one leaves the others, and the focus in them, alone.
+        self._head, self._facts, self._links, self._gauges, self._note, self._events = (
+            ipywidgets.HTML() for _ in range(6)
+        )
+        self._keep = button("Keep", "Start the idle countdown anew", self._on_keep, look="cdm-small")
+        self._more = button("More events", "Show more events, or fewer", self._on_more, look="cdm-link")
+        self._steering = Steering(actions, self._start, self._stop, self._redraw, self._lock)
+        self._table = WorkerTable(self._redraw)
+        self._root = ipywidgets.VBox(
+            [
+                self._page,
+                self._head,
+                ipywidgets.HBox([self._facts, self._keep], layout=WRAP),
+                self._links,
+                self._gauges,
+                self._steering.widget,
+                self._note,
+                self._table.widget,
+                self._events,
+                self._more,
+            ]
+        )
+        self._root.add_class("cdm-panel")
+        self._page.value = page_piece() + style_of(self._root)
+        # Front ends count the views of a widget in which this is a number.
+        self._root._view_count = 0
+        self._root.observe(self._on_views, "_view_count")
+        self._seen = False
+        self._show(utc_now())
+
+    @property
+    def shown(self) -> bool:
+        """Whether somebody may see it: False only once a front end told that the last view it had is gone.
+
+        A front end counts its views up when it shows one and down when it takes one away (a cell or its output is
+        deleted). One that goes without a word, such as a page that is reloaded, leaves its views counted.
+        """
+        return self._root._view_count != 0 or not self._seen
+
+    @property
+    def widget(self) -> Any:
+        """The panel as a widget, to put into others."""
+        return self._root
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has become a summary."""
+        return self._finished is not None
+
+    @property
+    def line(self) -> str:
+        """The cluster in one line, which changes only when there is something to say."""
+        with self._lock:
+            if self._finished is not None:
+                return ended_line(self._name, self._finished[1])
+            return status_line(self._status) if self._status is not None else f"{clean(self._name)}: starting"
+
+    def draw(self, status: ClusterStatus, now: datetime | None = None) -> None:
+        """Show a snapshot; sends only what differs from what is shown. From any thread.
+
+        Parameters
+        ----------
+        status : ClusterStatus
+            Ignored once the panel is finished.
+        now : datetime or None
+            The time to count from; None for now.
+        """
+        with self._lock:
+            if self._finished is None:
+                now = now or utc_now()
+                self._status = status
+                self._name = status.name
+                if self._up is None or status.state in ("starting", "running", "degraded"):
+                    self._up = status, now
+                self._show(now)
+
+    def busy(self, flag: bool) -> None:
+        """Tell whether a cell keeps the kernel from handling clicks, so that the panel says so. From any thread."""
+        with self._lock:
+            self._busy = flag
+            if self._finished is None:
+                self._show_note()
+
+    def finish(self, summary: str, kind: Kind = "ended") -> None:
+        """Turn the panel into a summary for good; the steering goes away. From any thread.
+
+        Parameters
+        ----------
+        summary : str
+            What to say: usage and uptime, or why the cluster failed. May have several lines.
+        kind : "ended" or "failed"
+            How the cluster ended.
+        """
+        with self._lock:
+            first = self._finished is None
+            self._finished = summary, kind
+            change(self._head, value=boxed(self._summary(classed)))
+            if first:
+                kept = (self._page, self._head, self._events)
+                self._steering.close()
+                gone = [child for child in self._root.children if child not in kept]
+                self._root.children = kept
+                for widget in gone:
+                    close(widget)
+
+    def close(self) -> None:
+        """Take the panel off every page and release its widgets."""
+        with self._lock:
+            if self._finished is None:
+                self._finished = "", "ended"
+                self._steering.close()
+            close(self._root)
+
+    def facts(self, now: datetime | None = None) -> tuple[str, str]:
+        """The same as HTML and as plain text, for places where the widgets do not live.
+
+        Parameters
+        ----------
+        now : datetime or None
+            The time to count from; None for now.
+        """
+        with self._lock:
+            if self._finished is not None:
+                summary, kind = self._finished
+                return pieces.page(self._summary(inline)), clean(f"{self._name}: {kind}. {summary}")
+            if self._status is None:
+                return pieces.page(pieces.preparing(self._name, inline)), self.line
+            now = now or utc_now()
+            text = to_text([self._status], max_rows=PAGE_ROWS, now=now)
+            return pieces.to_html(self._status, now), text
+
+    def _summary(self, dress: Dress) -> str:
+        assert self._finished is not None
+        summary, kind = self._finished
+        # The story of a failed start names the sessions itself.
+        seen = pieces.last_seen(*self._up, dress) if self._up is not None and kind == "ended" else ""
+        return pieces.summary(self._name, summary, kind, dress) + seen
+
+    def _show(self, now: datetime) -> None:
+        """Bring the widgets in line with what is known; the one place that changes them while the cluster lives."""
+        status, idle = self._status, not self._doing
+        rows: Sequence[SessionStatus] = ()
+        if status is None:
+            change(self._head, value=boxed(pieces.preparing(self._name, classed)))
+        else:
+            sums = self._tally.of(status, now)
+            gauges = pieces.progress if status.state == "starting" else pieces.tiles
+            change(self._head, value=boxed(pieces.head(status, sums, classed)))
+            change(self._facts, value=boxed(pieces.facts(status, now, classed)))
+            change(self._links, value=boxed(pieces.links(status, classed)))
+            shown = pieces.advice(status, sums, classed) + gauges(status, sums, classed)
+            change(self._gauges, value=boxed(shown))
+            rows = self._table.draw(status, sums, now).rows
+            limit = MORE_EVENTS if self._all_events else MAX_EVENTS
+            change(self._events, value=boxed(pieces.events(status.events, now, classed, limit)))
+        counting = status is not None and status.state in ("running", "degraded") and status.idle_s is not None
+        counting = counting and status is not None and status.idle_timeout_s is not None
+        show(self._keep, counting and self._actions.keep is not None)
+        change(self._keep, disabled=not idle or self._stopping)
+        show(self._more, status is not None and len(status.events) > MAX_EVENTS)
+        self._steering.draw(status, rows, idle, self._stopping)
+        self._show_note()
+
+    def _show_note(self) -> None:
+        busy = _BUSY if self._busy else ""
+        doing = [self._doing, "stopping" if self._stopping else ""]
+        shown = [*(pieces.busy(words, classed) for words in doing), pieces.note(busy, classed)]
+        change(self._note, value=boxed("".join([*shown, pieces.error(self._error, classed)])))
+
+    def _redraw(self) -> None:
+        with self._lock:
+            if self._finished is None:
+                self._show(utc_now())
+
+    def _on_views(self, count: Any) -> None:
+        self._seen = self._seen or bool(count.new)
+
+    def _on_keep(self, _: Any) -> None:
+        if self._actions.keep is not None:
+            self._start("starting the idle countdown anew", "Could not keep it", self._actions.keep)
+
+    def _on_more(self, _: Any) -> None:
+        self._all_events = not self._all_events
+        change(self._more, description="Fewer events" if self._all_events else "More events")
+        self._redraw()
+
+    def _start(self, doing: str, failure: str, action: Callable[[], object]) -> None:
+        """Show that the button was pressed, then act in a thread: a kernel that waits can draw nothing."""
+        with self._lock:
+            # Clicks queue up while the kernel is busy; only the first of them is meant.
+            if self._doing or self._stopping or self._finished is not None:
+                return
+            self._doing, self._error = doing, ""
+            self._show(utc_now())
+        self._spawn(doing, failure, action)
+
+    def _stop(self) -> None:
+        """Stop the cluster, whatever else is being done: it is the way out of an action that hangs."""
+        with self._lock:
+            if self._stopping or self._finished is not None:
+                return
+            self._stopping, self._error = True, ""
+            self._show(utc_now())
+        self._spawn("stopping", "Could not stop", lambda: self.finish(self._actions.stop()))
+
+    def _spawn(self, doing: str, failure: str, action: Callable[[], object]) -> None:
+        threading.Thread(target=self._run, args=(doing, failure, action), name=f"panel {doing}", daemon=True).start()
+
+    def _run(self, doing: str, failure: str, action: Callable[[], object]) -> None:
+        message = ""
+        try:
+            action()
+        # Also what is no Exception, such as asyncio's CancelledError: in this thread nobody else would tell the user.
+        except BaseException as error:
+            message = f"{failure}: {str(error) or type(error).__name__}"
+        with self._lock:
+            if doing == self._doing:
+                self._doing = ""
+            else:
+                self._stopping = False
+            self._error = message or self._error
+            if self._finished is None:
+                self._show(utc_now())

@@ -1,0 +1,228 @@
+"""What a cluster's snapshot says in words: states, sizes, durations and sentences that text and HTML share.
+
+Knows nothing of HTML, tables, widgets or clusters; everything here is a function of plain values.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from urllib.parse import urlsplit
+
+from cml_dask_magics.display.totals import Totals, totals
+from cml_dask_magics.model.status import ClusterStatus, Event, SessionState, SessionStatus
+
+NO_VALUE = "\N{EN DASH}"
+"""Stands where nothing is known."""
+
+MAX_EVENTS = 5
+"""Events that a picture of a cluster lists, newest first."""
+
+MORE_EVENTS = 50
+"""Events that a picture lists for a reader who wants more of them."""
+
+MAX_MESSAGE = 300
+"""Characters of the platform's words about one session that a picture shows."""
+
+_PLATFORMS = {"cml": "CML", "cdsw": "CDSW", "local": "this machine"}
+_UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+_PHASES: tuple[SessionState, ...] = ("starting", "pending", "stopping", "failed")
+
+
+def clean(text: str) -> str:
+    """Make foreign text safe to print: control and direction characters become visible, line ends stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\n" else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+def message_words(session: SessionStatus) -> str:
+    """The platform's words about a session, fit to print; an answer as long as a web page is cut."""
+    words = clean(session.message[: MAX_MESSAGE + 1]).strip()
+    return f"{words[:MAX_MESSAGE]}…" if len(session.message) > MAX_MESSAGE else words
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 worker``, ``1,000 workers``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def format_duration_s(seconds: float, exact: bool = False) -> str:
+    """Write a duration for people.
+
+    Parameters
+    ----------
+    seconds : float
+        Negative and unknown (NaN, infinite) ones count as 0.
+    exact : bool
+        Show seconds above a minute too. Off by default, so that a picture changes once a minute and
+        not once a second.
+
+    Returns
+    -------
+    str
+        Rounded down: ``12 s``, ``48 min``, ``2 h 5 min``, ``3 d 4 h``; exact: ``1 min 12 s``.
+    """
+    total = int(max(seconds, 0)) if math.isfinite(seconds) else 0
+    minutes, rest = divmod(total, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [f"{n} {unit}" for n, unit in ((days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")) if n]
+    if not parts:
+        return "0 s"
+    if total >= 60 and not exact and rest:
+        parts.pop()
+    return " ".join(parts[:2])
+
+
+def format_bytes(size: float) -> str:
+    """``1.5 GiB``, ``96 MiB``; at most three digits, no empty decimals."""
+    for unit, factor in _UNITS:
+        if size >= factor:
+            value = size / factor
+            return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{max(size, 0):.0f} B"
+
+
+def format_memory(used_bytes: int, limit_bytes: int) -> str:
+    """Memory in use and its limit, where there is one: ``96 MiB / 2 GiB``, ``1.5 / 2 GiB``."""
+    used = format_bytes(used_bytes)
+    if not limit_bytes:
+        return used
+    limit = format_bytes(limit_bytes)
+    return f"{used.removesuffix(limit[limit.index(' ') :])} / {limit}"
+
+
+def format_percent(percent: float) -> str:
+    """``3 %``; an unknown one (NaN) is a dash."""
+    return f"{max(percent, 0):.0f} %" if math.isfinite(percent) else NO_VALUE
+
+
+def format_at(at: datetime, now: datetime) -> str:
+    """A time in UTC: ``12:00:31`` on the day of ``now``, with its date on other days."""
+    at, now = at.astimezone(timezone.utc), now.astimezone(timezone.utc)
+    return f"{at:%H:%M:%S}" if at.date() == now.date() else f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def safe_url(url: str | None) -> str | None:
+    """``url`` if a browser may be sent there, else None: ``http(s):`` with a host, or a path of this host."""
+    if not url or not url.isprintable() or " " in url:
+        return None
+    # As behind a JupyterHub: /user/me/proxy/8787/status. To a browser // and /\\ begin another host's address.
+    if re.match(r"/(?![/\\])", url):
+        return url
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    return url if parts.scheme in ("http", "https") and parts.netloc else None
+
+
+def utc_now() -> datetime:
+    """The time, timezone-aware."""
+    return datetime.now(timezone.utc)
+
+
+def workers_words(status: ClusterStatus, sums: Totals | None = None) -> str:
+    """``4 of 4 workers``; while Dask scales it: ``3 of 4 workers, adaptive 2 to 8``."""
+    words = f"{(sums or totals(status)).ready:,} of {plural(status.requested, 'worker')}"
+    return f"{words}, adaptive {status.adapt[0]} to {status.adapt[1]}" if status.adapt else words
+
+
+def idle_words(status: ClusterStatus) -> str:
+    """When the cluster will stop by itself: ``stops in 48 min if idle``."""
+    if status.idle_timeout_s is None:
+        return "does not stop by itself"
+    if status.idle_s is None:
+        return f"stops after {format_duration_s(status.idle_timeout_s)} idle"
+    left_s = status.idle_timeout_s - status.idle_s
+    return f"stops in {format_duration_s(left_s)} if idle" if left_s >= 1 else "idle for too long: about to stop"
+
+
+def usage_words(status: ClusterStatus) -> str:
+    """What its sessions have used: ``used 0.42 core-hours, 0.90 GiB-hours``."""
+    usage = status.usage
+    parts = [f"{_hours(usage.core_hours)} core-hours", f"{_hours(usage.gib_hours)} GiB-hours"]
+    if usage.gpu_hours > 0:
+        parts.append(f"{_hours(usage.gpu_hours)} GPU-hours")
+    return "used " + ", ".join(parts)
+
+
+def fact_words(status: ClusterStatus, now: datetime) -> list[str]:
+    """Platform, age, idle countdown and usage, one entry each."""
+    age_s = (now - status.created_at).total_seconds()
+    starting = status.state == "starting"
+    facts = [
+        f"on {_PLATFORMS.get(status.backend, clean(status.backend))}",
+        f"{'starting for' if starting else 'up'} {format_duration_s(age_s, exact=starting)}",
+        usage_words(status),
+    ]
+    return [*facts, idle_words(status)] if status.state in ("running", "degraded") else facts
+
+
+def estimate_words(status: ClusterStatus) -> str:
+    """What earlier starts took: ``usually ready after about 35 s``; empty where none is known."""
+    usual_s = status.usual_start_s
+    if usual_s is None or not math.isfinite(usual_s) or usual_s <= 0:
+        return ""
+    # No finer than it is true.
+    step_s = 1 if usual_s < 10 else 5 if usual_s < 90 else 30
+    return f"usually ready after about {format_duration_s(max(round(usual_s / step_s), 1) * step_s, exact=True)}"
+
+
+def advice_words(status: ClusterStatus, sums: Totals | None = None) -> str:
+    """What is wrong and what to do about it; empty when nothing is wrong."""
+    if status.state == "lost":
+        return (
+            "Its scheduler is gone, or has been silent for long. %dask_up starts it afresh as it was, "
+            "%dask_down clears what is left of it."
+        )
+    sums = sums or totals(status)
+    failures = f"{plural(sums.failed, 'session')} failed. " if sums.failed else ""
+    missing = status.requested - sums.ready
+    if status.state == "degraded" and missing > 0:
+        if not status.replaces_lost:
+            are = "is" if missing == 1 else "are"
+            return (
+                f"{failures}{plural(missing, 'worker')} {are} missing, and the last replacements ended before they "
+                "connected: the events say why. %dask_up tries again."
+            )
+        rest = "is missing; it joins when it comes" if missing == 1 else "are missing; they join when they come"
+        return f"{failures}{plural(missing, 'worker')} {rest}."
+    return failures.strip()
+
+
+def phase_words(session: SessionStatus, now: datetime) -> str:
+    """The session's state, and for how long where it is on its way to another: ``pending 12 s``."""
+    if session.state in ("pending", "starting", "stopping") and session.state_since is not None:
+        return f"{session.state} {format_duration_s((now - session.state_since).total_seconds(), exact=True)}"
+    return session.state
+
+
+def count_words(status: ClusterStatus, sums: Totals | None = None) -> list[str]:
+    """How many workers are in which phase, the connected ones first: ``2 of 4 workers ready``, ``1 starting``."""
+    sums = sums or totals(status)
+    words = [f"{sums.ready:,} of {plural(status.requested, 'worker')} ready"]
+    if status.scheduler is not None and status.scheduler.state != "running":
+        words.append(f"scheduler {status.scheduler.state}")
+    return words + [f"{sums.states[phase]:,} {phase}" for phase in _PHASES if sums.states.get(phase)]
+
+
+def memory_words(session: SessionStatus) -> str:
+    """What a worker holds in memory, and what it had to put on disk: ``1.5 / 2 GiB, 300 MiB spilled``."""
+    words = format_memory(session.memory_bytes, session.memory_limit_bytes)
+    return f"{words}, {format_bytes(session.spilled_bytes)} spilled" if session.spilled_bytes > 0 else words
+
+
+def latest_events(events: Sequence[Event], limit: int = MAX_EVENTS) -> list[Event]:
+    """The newest events, newest first."""
+    return sorted(events, key=lambda event: event.at)[-limit:][::-1]
+
+
+def _hours(value: float) -> str:
+    """Three digits, so that a big cluster's usage does not change with every look."""
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"

@@ -1,0 +1,1 @@
+"""The sessions of one cluster, in step with its record."""

@@ -1,0 +1,86 @@
+"""What is told when a cluster does not start: each session, what became of it, why, and what it printed last."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+
+from cml_dask_magics.fleet.fleet import Fleet
+
+_SHOWN_SESSIONS = 10
+_SHOWN_LINES = 8
+_READ_LINES = 500
+_ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception)\b.*:")
+
+
+class StartFailedError(RuntimeError):
+    """A cluster did not start."""
+
+
+def describe_failure(
+    fleet: Fleet, connected: Collection[str], reason: str, added: Collection[str] | None = None
+) -> str:
+    """The whole story, to be told after everything has been stopped.
+
+    Parameters
+    ----------
+    fleet : Fleet
+        The sessions, before they are stopped.
+    connected : collection of str
+        Ids of the sessions whose Dask process was connected.
+    reason : str
+        What ended the start, in a few words.
+    added : collection of str, optional
+        The sessions of this call alone, where a running cluster was to grow.
+    """
+    stories = list(_stories(fleet, connected, added))
+    failed = "did not start" if added is None else "could not be scaled"
+    more = [f"  and {len(stories) - _SHOWN_SESSIONS} more sessions"] if len(stories) > _SHOWN_SESSIONS else []
+    return "\n".join(
+        [
+            f"cluster {fleet.record.name!r} {failed}: {reason}. "
+            "Every session that this call launched has been stopped.",
+            *stories[:_SHOWN_SESSIONS],
+            *more,
+            f"  All that they printed: {fleet.folder / 'logs'}",
+        ]
+    )
+
+
+def _stories(fleet: Fleet, connected: Collection[str], added: Collection[str] | None) -> Iterator[str]:
+    for role, words in fleet.refusals if added is None else ():
+        yield f"  a session for a {role} was refused: {words}"
+    for session in fleet.lost.values():
+        if added is None or session.id in added:
+            yield (
+                f"  session {session.id} ({session.role}) ended{_how(fleet, session.id)} before it was of use"
+                + _printed(fleet, session.id)
+            )
+    told = {
+        "pending": "was not started by the platform yet",
+        "starting": "runs, but its Dask process did not connect",
+        "running": "was ready",
+    }
+    for session in fleet.record.sessions:
+        if added is not None and session.id not in added:
+            continue
+        is_connected = session.id in connected or (session.role == "scheduler" and bool(connected))
+        state = fleet.state(session, is_connected)
+        printed = _printed(fleet, session.id) if state != "running" else ""
+        yield f"  session {session.id} ({session.role}) {told.get(state, state)}{printed}"
+
+
+def _how(fleet: Fleet, session: str) -> str:
+    word = fleet.ended_as(session)
+    return f" ({word})" if word else ""
+
+
+def _printed(fleet: Fleet, session: str) -> str:
+    lines = fleet.tail(session, _READ_LINES)
+    if not lines:
+        return "; it printed nothing"
+    last = lines[-_SHOWN_LINES:]
+    # A traceback ends in what failed last; what failed first is the cause, and often far above.
+    first_error = next((line.strip() for line in lines if _ERROR.match(line)), None)
+    cause = f"; its first error was {first_error}" if first_error and first_error not in map(str.strip, last) else ""
+    return f"{cause}; the last lines that it printed:\n" + "\n".join(f"    | {line}" for line in last)

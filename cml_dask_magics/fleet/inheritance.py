@@ -1,0 +1,115 @@
+"""What a cluster's sessions take over from the kernel: where it works, what it can import, how Dask is configured.
+
+It goes into the cluster's run folder, which only the user reads; an environment is shown by the platform.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import site
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dask.config
+
+from cml_dask_magics.fleet.shell_lines import SESSION_DATA, SESSION_PROGRAM
+from cml_dask_magics.model.settings import SECTION, Settings
+from cml_dask_magics.registry.files import write_private
+
+# What holds in the kernel alone: its client, where other clusters of its are, our settings (with the values of --env).
+_KERNELS_OWN = ("scheduler", "shuffle", "pool", "get", "scheduler-address", "scheduler-file", "labextension", SECTION)
+
+
+def write_inheritance(folder: Path, settings: Settings) -> list[str]:
+    """Write what sessions run, and what they take over, into their cluster's run folder.
+
+    Parameters
+    ----------
+    folder : Path
+    settings : Settings
+
+    Returns
+    -------
+    list of str
+        Keys of Dask's configuration that cannot be handed on: their values are no plain data.
+    """
+    before, after = _import_path()
+    config, left_out = _dask_config(settings)
+    data = {
+        "working_directory": _working_directory(),
+        "path_before": before,
+        "path_after": after,
+        "dask_config": config,
+        "dask_variables": [name for name in settings.env if name.startswith("DASK_")],
+    }
+    write_private(folder / SESSION_DATA, json.dumps(data))
+    write_private(folder / SESSION_PROGRAM, Path(__file__).with_name("in_session.py").read_text(encoding="utf-8"))
+    return left_out
+
+
+def _working_directory() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:  # it was removed
+        return str(Path.home())
+
+
+def _import_path() -> tuple[list[str], list[str]]:
+    """The user's entries of ``sys.path``, absolute: those in front of the interpreter's own, and those behind.
+
+    The interpreter's own stay out, because sessions may use another one (the setting ``python``).
+    """
+    prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
+    own = [Path(prefix, lib) for prefix in prefixes for lib in ("lib", "lib64")] + [Path(site.getusersitepackages())]
+    here = _working_directory()
+    before: list[str] = []
+    after: list[str] = []
+    entries = before
+    for entry in sys.path:
+        if not isinstance(entry, str):
+            continue
+        path = os.path.normpath(Path(here, entry))
+        if any(Path(path).is_relative_to(folder) for folder in own):
+            entries = after
+        else:
+            entries.append(path)
+    return before, after
+
+
+def _dask_config(settings: Settings) -> tuple[dict[str, Any], list[str]]:
+    """Dask's configuration in this kernel, but for what the sessions need for themselves."""
+    left_out: list[str] = []
+    kernels = {key: value for key, value in dask.config.config.items() if _hyphens(key) not in _KERNELS_OWN}
+    config = _plain(kernels, "", left_out)
+    comm = config.get("distributed", {}).get("comm", {})
+    comm.pop("tls", None)  # the certificates are in the line that a session runs
+    ours = {
+        "distributed.comm.require-encryption": settings.tls,
+        "distributed.scheduler.idle-timeout": settings.idle_timeout_s,
+        "distributed.scheduler.contact-address": None,
+    }
+    dask.config.set(ours, config=config)
+    return config, left_out
+
+
+def _plain(values: Mapping[Any, Any], prefix: str, left_out: list[str]) -> dict[Any, Any]:
+    """The part of a mapping that can be written as JSON."""
+    plain = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            plain[key] = _plain(value, f"{prefix}{key}.", left_out)
+            continue
+        try:
+            json.dumps({key: value})
+        except (TypeError, ValueError):
+            left_out.append(f"{prefix}{key}")
+        else:
+            plain[key] = value
+    return plain
+
+
+def _hyphens(key: Any) -> str:
+    return str(key).replace("_", "-")

@@ -1,0 +1,103 @@
+"""The shell lines that a cluster's sessions run, as pure functions of its settings.
+
+A line goes through IPython before a shell sees it, and IPython replaces ``{...}``. So nothing of the user's stands in a
+line: paths and names travel in the environment, and the lines hold no braces.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from cml_dask_magics.model.settings import Settings
+
+SCHEDULER_FILE = "scheduler.json"
+# What the scheduler file is called once its cluster is being stopped.
+FORMER_SCHEDULER_FILE = "scheduler.former.json"
+SCHEDULER_SESSION_FILE = "scheduler.session"
+SESSION_PROGRAM, SESSION_DATA = "session.py", "session.json"
+LOG_SUFFIX = ".log"
+_GIB = 2**30
+
+# Output goes where every session of the project can read it, under the id of the session: the platform hands out no
+# logs, and the file proves that the session is this cluster's. A cluster that is gone has no scheduler file any more:
+# whatever of it starts late ends here.
+_PRELUDE = (
+    f'!umask 077; exec >>"$CML_DASK_FOLDER/logs/$CDSW_ENGINE_ID{LOG_SUFFIX}" 2>&1; '
+    'test -e "$CML_DASK_FOLDER/scheduler.json" || exit 0; '
+    'test "$CDSW_IP_ADDRESS" || CDSW_IP_ADDRESS=0.0.0.0; '
+)
+_PYTHON = f'exec "$CML_DASK_PYTHON" "$CML_DASK_FOLDER/{SESSION_PROGRAM}" '
+_COMMON = ' --scheduler-file "$CML_DASK_FOLDER/scheduler.json" --host "$CDSW_IP_ADDRESS"'
+_TLS = (
+    ' --protocol tls --tls-ca-file "$CML_DASK_FOLDER/ca.pem"'
+    ' --tls-cert "$CML_DASK_FOLDER/cert.pem" --tls-key "$CML_DASK_FOLDER/key.pem"'
+)
+_TCP = " --protocol tcp"
+
+
+def scheduler_line(settings: Settings, port: int) -> str:
+    """What the scheduler's session runs.
+
+    Parameters
+    ----------
+    settings : Settings
+    port : int
+        The scheduler's port; 0 for any free one.
+    """
+    # Which session it is must be known even where the cluster's record is lost.
+    note = f'printf %s "$CDSW_ENGINE_ID" >"$CML_DASK_FOLDER/{SCHEDULER_SESSION_FILE}"; '
+    dashboard = str(settings.dashboard_port) if settings.dashboard_port else "$CDSW_READONLY_PORT"
+    line = f'{_PRELUDE}{note}{_PYTHON}scheduler{_COMMON} --port {port} --dashboard-address "127.0.0.1:{dashboard}"'
+    if settings.idle_timeout_s is not None:
+        line += f" --idle-timeout {settings.idle_timeout_s:.3f}s"
+    return line + (_TLS if settings.tls else _TCP)
+
+
+def worker_line(settings: Settings) -> str:
+    """What a worker's session runs: one worker, called like its session, that waits for the scheduler's address."""
+    cuda = settings.gpu > 0 and importlib.util.find_spec("dask_cuda") is not None
+    line = (
+        f"{_PRELUDE}{_PYTHON}{'cuda worker' if cuda else 'worker'}{_COMMON}"
+        f' --name "$CDSW_ENGINE_ID" --nthreads {worker_nthreads(settings.cpu)}'
+        f" --memory-limit {worker_memory_limit_bytes(settings.memory_gib)}"
+        f" --death-timeout {max(settings.timeout_s, 300):.3f}"
+        # Nobody could reach a worker's own pages, and serving them costs each worker a fifth of its start-up time.
+        " --no-dashboard --dashboard-address 127.0.0.1:0"
+    )
+    if settings.gpu and not cuda:
+        line += f" --resources GPU={settings.gpu}"
+    return line + (_TLS if settings.tls else _TCP)
+
+
+def session_environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """What every session of the cluster has in its environment, for the lines to refer to."""
+    return {"CML_DASK_FOLDER": str(folder), "CML_DASK_PYTHON": settings.python}
+
+
+def scheduler_environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """The scheduler's environment: `session_environment`, and the dashboard's port where the user chose one."""
+    environment = session_environment(settings, folder)
+    if settings.dashboard_port:
+        environment["CDSW_READONLY_PORT"] = str(settings.dashboard_port)
+    return environment
+
+
+def worker_environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """The workers' environment: the user's ``--env``, and `session_environment`."""
+    return settings.env | session_environment(settings, folder)
+
+
+def worker_nthreads(cpu: float) -> int:
+    """Threads of a worker in a session of so many cores: one a whole core, at least one."""
+    return max(1, int(cpu))
+
+
+def worker_memory_limit_bytes(memory_gib: float) -> int:
+    """What a worker may use of its session's memory, in bytes.
+
+    A tenth, at least 256 MiB and at most 1 GiB, stays free for the session's own kernel and Dask's nanny (0.1 GiB
+    each); never more than half.
+    """
+    reserved_gib = min(memory_gib / 2, max(0.25, min(1.0, memory_gib / 10)))
+    return int((memory_gib - reserved_gib) * _GIB)

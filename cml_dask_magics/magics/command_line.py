@@ -1,0 +1,145 @@
+"""The magics' command lines: what can be typed, its help, and what TAB completes."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic_arguments import MagicArgumentParser
+
+from cml_dask_magics.model.settings import OPTIONS
+
+# `--timeout 5 min` is what people type; a shell would split it.
+_NUMBER = re.compile(r"[\d.]+")
+_DURATIONS = tuple(f"--{option.name}" for option in OPTIONS if option.metavar == "DURATION")
+
+
+class LineParser:
+    """One magic's command line.
+
+    Parameters
+    ----------
+    name : str
+        The magic, without ``%``.
+    description : str
+        Its help's first paragraph.
+    """
+
+    def __init__(self, name: str, description: str) -> None:
+        self.name = name
+        self._parser = MagicArgumentParser(prog=name, description=description)
+        self._parser.allow_abbrev = False
+        self._valued: set[str] = set()
+        self._switches: set[str] = set()
+
+    def add(self, *flags: str, **kwargs: Any) -> None:
+        """Add an argument, as `argparse` does."""
+        self._parser.add_argument(*flags, **kwargs)
+        options = {flag for flag in flags if flag.startswith("--")}
+        switch = kwargs.get("action") == "store_true" or kwargs.get("nargs") == "?"
+        (self._switches if switch else self._valued).update(options)
+
+    @property
+    def flags(self) -> list[str]:
+        """Every option, for completion."""
+        return sorted(self._switches | self._valued | {"--help"})
+
+    def help(self) -> str:
+        """The text of ``%magic?``."""
+        return self._parser.format_help()
+
+    def parse(self, line: str) -> argparse.Namespace | None:
+        """Read what the user typed; None where that asks for help.
+
+        Raises
+        ------
+        UsageError
+            IPython shows it as one line, without a traceback.
+        """
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            raise UsageError(f"%{self.name}: {error} in {line!r}") from None
+        joined = self._joined(words)
+        if "-h" in joined or "--help" in joined:
+            return None
+        arguments, unknown = self._parser.parse_known_args(joined)
+        if unknown:
+            kind = "option" if unknown[0].startswith("-") else "argument"
+            raise UsageError(f"unknown {kind} {unknown[0]!r}; %{self.name}? lists what there is")
+        return arguments
+
+    def _joined(self, words: list[str]) -> list[str]:
+        """``--cpu -1`` as ``--cpu=-1``, so that a value may start with a hyphen and reaches its own check."""
+        joined: list[str] = []
+        rest = iter(words)
+        for word in rest:
+            if word not in self._valued:
+                joined.append(word)
+                continue
+            value = next(rest, None)
+            if value is None or value in self._valued | self._switches:
+                raise UsageError(f"{word} needs a value; %{self.name}? says which")
+            joined.append(f"{word}={value}")
+            if word in _DURATIONS and _NUMBER.fullmatch(value):
+                unit = next(rest, None)
+                if unit is not None and unit.isalpha():
+                    joined[-1] += f" {unit}"
+                elif unit is not None:
+                    joined += self._joined([unit, *rest])
+        return joined
+
+
+def up_parser() -> LineParser:
+    """``%dask_up``: one flag for each option that help names."""
+    parser = LineParser(
+        "dask_up",
+        "Make it so that the cluster NAME has N workers: start it, scale it or re-attach to it. Waits until the "
+        "workers are ready, then puts `cluster` and `client` into the namespace. Dask's configuration can set other "
+        "defaults.",
+    )
+    for option in OPTIONS:
+        if not option.help:  # what only the configuration sets
+            continue
+        shown = "" if option.default is None or option.default == {} else f"; default: {option.default}"
+        text = f"{option.help}{shown}".replace("%", "%%")
+        flag = f"--{option.name}"
+        if option.name == "n-workers":
+            parser.add("n_workers", nargs="?", metavar=option.metavar, help=text)
+        elif not option.metavar:
+            parser.add(flag, action="store_true", default=None, help=text.replace("default: False", "default: off"))
+        elif option.name == "env":
+            parser.add(flag, metavar=option.metavar, action="append", help=text)
+        else:
+            parser.add(flag, metavar=option.metavar, help=text)
+    return parser
+
+
+def down_parser() -> LineParser:
+    """``%dask_down``."""
+    parser = LineParser(
+        "dask_down",
+        "Stop a cluster, wherever it was started from: `default`, or the only one there is. Returns when every one of "
+        "its sessions has ended. Stops only what this package launched.",
+    )
+    parser.add(
+        "names", nargs="*", metavar="NAME", help="clusters to stop; default: `default`, or the only one there is"
+    )
+    parser.add("--all", action="store_true", help="every cluster on record; default: off")
+    return parser
+
+
+def status_parser() -> LineParser:
+    """``%dask_status``."""
+    parser = LineParser("dask_status", "Show one cluster or all: a panel in a notebook, a table in a terminal.")
+    parser.add("name", nargs="?", metavar="NAME", help="which cluster; default: all")
+    parser.add("--text", action="store_true", help="as a table; default: off")
+    parser.add("--json", action="store_true", help="as a JSON document; default: off")
+    parser.add(
+        "--logs", nargs="?", const="", metavar="SESSION",
+        help="what the cluster's sessions printed last, or one session's; default: off",
+    )  # fmt: skip
+    return parser

@@ -1,0 +1,307 @@
+"""The three line magics: ``%dask_up``, ``%dask_down`` and ``%dask_status``.
+
+What is typed, what is put into the namespace and what is read. Importing this module imports neither Dask nor
+ipywidgets: both come with the first use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+
+from cml_dask_magics.magics.command_line import LineParser, down_parser, status_parser, up_parser
+from cml_dask_magics.model.settings import (
+    OPTIONS,
+    PRIVATE_FOLDER,
+    Settings,
+    as_keyword,
+    as_typed,
+    make_settings,
+    state_directory,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from cml_dask_magics.magics.kernel_clusters import Up
+
+_NOTICE_TIMEOUT_S = 0.3
+
+
+class DaskMagics:
+    """The magics of one shell.
+
+    Parameters
+    ----------
+    shell : InteractiveShell
+    """
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self.shell = shell
+        self.parsers: dict[str, LineParser] = {
+            parser.name: parser for parser in (up_parser(), down_parser(), status_parser())
+        }
+
+    def register(self) -> None:
+        """Make the magics, their help and their completion known to the shell."""
+        for name, parser in self.parsers.items():
+            self.shell.register_magic_function(_magic(name, getattr(self, name), parser.help()), "line", name)
+            self.shell.set_hook("complete_command", self._completer(parser), str_key=f"%{name}")
+
+    def unregister(self) -> None:
+        """Take them away again."""
+        for name in self.parsers:
+            self.shell.magics_manager.magics["line"].pop(name, None)
+            self.shell.strdispatchers["complete_command"].strs.pop(f"%{name}", None)
+
+    def dask_up(self, line: str) -> None:
+        """``%dask_up``: see `options.up_parser`."""
+        parsed = self._parse("dask_up", line)
+        if parsed is None:
+            return
+        typed = {key: value for key, value in vars(parsed).items() if value is not None}
+        settings = _settings(**typed)
+        if settings.n_workers == 0:
+            raise UsageError("N must be a whole number of workers, 1 or more; not 0 (%dask_down stops a cluster)")
+        from cml_dask_magics.display import screens
+        from cml_dask_magics.magics import kernel_clusters
+
+        fields = {as_keyword(option.name): option.field for option in OPTIONS}
+        given = frozenset(fields[key] for key in typed)
+        try:
+            with screens.starting(self.shell, settings.name, settings.state_directory) as on_status:
+                up = kernel_clusters.up(settings, given, on_status)
+        except (RuntimeError, OSError, ValueError) as error:
+            # Raised anew: the user needs the words, not the way that they took through this package.
+            raise _user_error(error) from None
+        except KeyboardInterrupt:
+            print(_interrupted(settings.name, settings.state_directory), file=sys.stderr)
+            raise KeyboardInterrupt from None
+        self._tell(up)
+        self.shell.push({settings.cluster: up.cluster})
+        if settings.background and up.cluster.starting:
+            threading.Thread(
+                target=self._push_client_when_up, args=(up, settings.client), name="dask_up client", daemon=True
+            ).start()
+        else:
+            self.shell.push({settings.client: kernel_clusters.client(up.cluster)})
+
+    def dask_down(self, line: str) -> None:
+        """``%dask_down``: see `options.down_parser`."""
+        typed = self._parse("dask_down", line)
+        if typed is None:
+            return
+        from cml_dask_magics.display import screens
+        from cml_dask_magics.magics import kernel_clusters
+
+        directory = _settings().state_directory
+        try:
+            there_are = kernel_clusters.names(directory)
+            wanted = there_are if typed.all else typed.names or _the_one(there_are)
+            if not wanted:
+                print("There is no cluster to stop.")
+            failures = []
+            for name in dict.fromkeys(wanted):
+                try:
+                    ended = kernel_clusters.down(_settings(name=name).name, directory)
+                except RuntimeError as error:  # the others are still to be stopped
+                    failures.append(str(error))
+                except KeyboardInterrupt:
+                    print(_interrupted(name, directory), file=sys.stderr)
+                    raise KeyboardInterrupt from None
+                else:
+                    print(screens.ended_words(ended) if ended is not None else f"There is no cluster {name!r} to stop.")
+        except (RuntimeError, OSError) as error:
+            raise _user_error(error) from None
+        if failures:
+            raise RuntimeError("\n".join(failures))
+
+    def dask_status(self, line: str) -> None:
+        """``%dask_status``: see `options.status_parser`."""
+        typed = self._parse("dask_status", line)
+        if typed is None:
+            return
+        if sum((typed.text, typed.json, typed.logs is not None)) > 1:
+            raise UsageError("--text, --json and --logs exclude each other; give one of them")
+        from cml_dask_magics.display import screens
+        from cml_dask_magics.display.text import to_json, to_text
+        from cml_dask_magics.magics import kernel_clusters
+
+        settings = _settings(name=typed.name)
+        directory = settings.state_directory
+        try:
+            if typed.logs is not None:
+                _print_logs(kernel_clusters.logs(directory, settings.name, typed.logs or None))
+                return
+            statuses, problems = kernel_clusters.statuses(directory, typed.name)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        except (RuntimeError, OSError) as error:
+            raise _user_error(error) from None
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        if typed.name is not None and not statuses:
+            there_are = kernel_clusters.names(directory)
+            known = f"there are: {', '.join(there_are)}" if there_are else "no cluster is running"
+            raise UsageError(f"there is no cluster {typed.name!r}; {known}")
+        if typed.json:
+            print(to_json(statuses))
+        elif typed.text or not statuses or not screens.in_notebook(self.shell):
+            print(to_text(statuses))
+        else:
+            screens.panels(directory, statuses)
+
+    def _parse(self, name: str, line: str) -> argparse.Namespace | None:
+        """What was typed; None once help was printed instead."""
+        parser = self.parsers[name]
+        typed = parser.parse(line)
+        if typed is None:
+            print(parser.help())
+        return typed
+
+    def _tell(self, up: Up) -> None:
+        from cml_dask_magics.display import screens
+
+        for note in up.notes:
+            print(note, file=sys.stderr)
+        if not screens.in_notebook(self.shell):
+            link = up.cluster.dashboard_link
+            print(f"Cluster {up.cluster.name!r} {up.done}: {up.cluster!r}" + (f"\nDashboard: {link}" if link else ""))
+
+    def _push_client_when_up(self, up: Up, variable: str) -> None:
+        from cml_dask_magics.magics import kernel_clusters
+
+        if up.cluster.wait_until_started():
+            self.shell.push({variable: kernel_clusters.client(up.cluster)})
+        else:
+            print(up.cluster.failure or f"Cluster {up.cluster.name!r} was stopped while it started.", file=sys.stderr)
+
+    def _completer(self, parser: LineParser) -> Any:
+        def complete(_shell: Any, event: Any) -> list[str]:
+            words = event.line[: len(event.line)].split()
+            previous = words[-1] if event.line.endswith(" ") else words[-2] if len(words) > 1 else ""
+            if previous == "--name" or (parser.name != "dask_up" and not event.symbol.startswith("-")):
+                return _cluster_names()
+            return parser.flags
+
+        return complete
+
+
+def register(shell: InteractiveShell) -> None:
+    """Give the shell its magics, and say which clusters of this user are still running."""
+    unregister(shell)
+    magics = DaskMagics(shell)
+    magics.register()
+    _registered[id(shell)] = magics
+    if line := notice():
+        print(line)
+
+
+def unregister(shell: InteractiveShell) -> None:
+    """Take the magics from the shell; clusters go on."""
+    magics = _registered.pop(id(shell), None)
+    if magics is not None:
+        magics.unregister()
+
+
+def notice() -> str:
+    """One line about clusters on record that this kernel does not hold; empty if there are none."""
+    try:
+        directory = state_directory()
+        if not any((root / "clusters").is_dir() for root in (directory / PRIVATE_FOLDER, directory)):
+            return ""
+        from cml_dask_magics.registry.liveness import liveness
+        from cml_dask_magics.registry.registry import Registry
+
+        registry = Registry(directory)
+        kernel_clusters = sys.modules.get("cml_dask_magics.magics.kernel_clusters")
+        running: list[str] = []
+        silent: list[str] = []
+        for name in registry.names():
+            if kernel_clusters is not None and kernel_clusters.is_held(name):
+                continue
+            try:
+                record = registry.read(name)
+            except RuntimeError:  # using it says why
+                silent.append(name)
+                continue
+            if record is not None:
+                answers = liveness(record, registry.run_folder(record), _NOTICE_TIMEOUT_S) != "silent"
+                (running if answers else silent).append(name)
+    except (RuntimeError, ValueError, OSError) as error:
+        return f"cml-dask-magics cannot tell whether clusters of yours are still running: {error}"
+    parts = []
+    if running:
+        first = running[0]
+        parts.append(
+            f"still running: {', '.join(running)} (%dask_up --name {first} re-attaches, %dask_down {first} stops)"
+        )
+    if silent:
+        parts.append(f"on record, but not answering: {', '.join(silent)} (%dask_down {silent[0]} clears what is left)")
+    return f"Dask clusters {'; '.join(parts)}" if parts else ""
+
+
+def _magic(name: str, method: Callable[[str], None], doc: str) -> Any:
+    """A function for the shell, which takes its help from the docstring."""
+
+    def magic(line: str) -> None:
+        method(line)
+
+    magic.__name__, magic.__doc__ = name, doc
+    return magic
+
+
+_registered: dict[int, DaskMagics] = {}
+
+
+def _settings(**given: Any) -> Settings:
+    try:
+        return make_settings(as_typed, **given)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _the_one(names: list[str]) -> list[str]:
+    if "default" in names or len(names) < 2:
+        return ["default"] if "default" in names else names
+    raise UsageError(f"there are {len(names)} clusters: {', '.join(names)}; name one, or --all")
+
+
+def _user_error(error: Exception) -> Exception:
+    return UsageError(str(error)) if isinstance(error, ValueError) else RuntimeError(str(error))
+
+
+def _interrupted(name: str, directory: Path) -> str:
+    from cml_dask_magics.registry.registry import Registry
+
+    record = Registry(directory).read(name)
+    if record is not None and record.state == "stopping":
+        return (
+            f"Interrupted: the sessions of cluster {name!r} are still being stopped, in the background. "
+            f"%dask_status {name} shows what is left, %dask_down {name} waits for it."
+        )
+    if record is not None:
+        return f"Interrupted. Cluster {name!r} is on record: %dask_status {name} shows it, %dask_down {name} stops it."
+    return f"Interrupted: every session that was launched for cluster {name!r} has been stopped."
+
+
+def _cluster_names() -> list[str]:
+    from cml_dask_magics.registry.registry import Registry
+
+    try:
+        return Registry(state_directory()).names()
+    except (RuntimeError, ValueError, OSError):
+        return []
+
+
+def _print_logs(logs: dict[str, list[str]]) -> None:
+    for session, lines in logs.items():
+        print(f"==> session {session} <==")
+        print("\n".join(lines) if lines else "(nothing)")

@@ -1,0 +1,318 @@
+"""Every option once: its default, its unit, how it is read and what is allowed; and the settings that come of them.
+
+Importing this module is cheap (no Dask), so that the magics can build their help from it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cml_dask_magics.model import readers
+
+SECTION = "cml-dask-magics"
+# In the state folder, which may be one of the user's; everything of ours is in there.
+PRIVATE_FOLDER = "cml-dask-magics"
+_DEFAULTS_FILE = Path(__file__).with_name("cml_dask_magics.yaml")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a cluster is made of, validated.
+
+    Sizes are cores and GiB, durations seconds; ``None`` means "all" for `wait`, "never" for
+    `idle_timeout_s`, "off" for `adapt` and ``CDSW_READONLY_PORT`` for `dashboard_port`.
+    """
+
+    n_workers: int
+    name: str
+    cpu: float
+    memory_gib: float
+    gpu: int
+    scheduler_cpu: float
+    scheduler_memory_gib: float
+    adapt: tuple[int, int] | None
+    wait: int | None
+    timeout_s: float
+    idle_timeout_s: float | None
+    env: dict[str, str]
+    dashboard_port: int | None
+    local: bool
+    tls: bool
+    background: bool
+    client: str
+    cluster: str
+    state_directory: Path
+    python: str
+    launch_options: dict[str, Any]
+    max_workers: int
+    dashboard_link: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: how it is called, read and explained.
+
+    Parameters
+    ----------
+    name : str
+        As in the configuration; ``--name`` on a line and ``name`` with underscores as a keyword.
+    field : str
+        The field of `Settings` that it fills.
+    read : callable
+        From what the user gave to the field's value; raises ``ValueError`` saying what is allowed.
+    metavar : str
+        How help names the value; empty for a switch.
+    help : str
+        What it is, with its unit and default.
+    default : Any
+        As `read` takes it. `cml_dask_magics.yaml` holds the same, for users to copy.
+    """
+
+    name: str
+    field: str
+    read: Callable[[Any], Any]
+    metavar: str = ""
+    help: str = ""
+    default: Any = None
+
+
+def _directory(value: Any) -> Path:
+    if value is None:
+        return default_state_directory()
+    if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
+        raise ValueError("the path of a folder")
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:  # ~nobody
+        raise ValueError(f"the path of a folder ({error})") from None
+
+
+_WORKERS = readers.integer("a whole number of workers from 0 to max-workers", 0)
+_WAIT = readers.integer("a whole number of workers, 1 or more", 1)
+_PORT = readers.integer("a port from 1 to 65535", 1, 65535)
+
+OPTIONS: tuple[Option, ...] = (
+    Option("n-workers", "n_workers", _WORKERS, "N", "number of workers", 2),
+    Option("name", "name", readers.name, "NAME", "which cluster: letters, digits, - and _, up to 40", "default"),
+    Option("cpu", "cpu", readers.cores, "CORES", "cores of each worker", 1),
+    Option("memory", "memory_gib", readers.gib, "GIB", "GiB of each worker: 4, 4GiB or 4096MiB", 2),
+    Option("gpu", "gpu", readers.integer("a whole number of GPUs, 0 or more", 0, 1024), "N", "GPUs of each worker", 0),
+    Option("scheduler-cpu", "scheduler_cpu", readers.cores, "CORES", "cores of the scheduler", 1),
+    Option("scheduler-memory", "scheduler_memory_gib", readers.gib, "GIB", "GiB of the scheduler", 2),
+    Option("adapt", "adapt", readers.adapt, "MIN:MAX", "let Dask scale between MIN and MAX workers; default: off"),
+    Option("wait", "wait", lambda v: None if v is None else _WAIT(v), "N",
+           "how many workers to wait for; default: all"),
+    Option("timeout", "timeout_s", readers.seconds, "DURATION", "how long to wait for them: 90s, 5 min", "5 min"),
+    Option("idle-timeout", "idle_timeout_s", readers.seconds_or_off, "DURATION",
+           "stop the cluster after this long without work; off for never", "1 hour"),
+    Option("env", "env", readers.env, "KEY[=VALUE]",
+           "into the workers' environment, KEY alone with the value that it has in the kernel; may be repeated", {}),
+    Option("dashboard-port", "dashboard_port", lambda v: None if v is None else _PORT(v), "PORT",
+           "port of the dashboard; default: CDSW_READONLY_PORT, a free port on a local cluster"),
+    Option("local", "local", readers.switch, "",
+           "processes of this machine instead of CML sessions; the only way where there is no CML", False),
+    Option("no-tls", "tls", lambda v: not readers.switch(v), "", "plain tcp:// instead of TLS", False),
+    Option("background", "background", readers.switch, "", "return at once; the panel goes on telling", False),
+    Option("client", "client", readers.variable, "VAR", "variable to put the client into", "client"),
+    Option("cluster", "cluster", readers.variable, "VAR", "variable to put the cluster into", "cluster"),
+    Option("state-directory", "state_directory", _directory),
+    Option("python", "python", readers.python),
+    Option("launch-options", "launch_options", readers.launch_options, default={}),
+    Option("max-workers", "max_workers", readers.integer("a whole number, 1 or more", 1), default=500),
+    Option("dashboard-link", "dashboard_link", readers.template, default="{app_url}/status"),
+)  # fmt: skip
+
+
+Spelling = Callable[[str], str]
+"""How the user writes an option, given its name in the configuration."""
+
+
+def as_typed(name: str) -> str:
+    """An option as it is typed on a magic's line."""
+    return "N" if name == "n-workers" else f"--{name}"
+
+
+def as_keyword(name: str) -> str:
+    """An option as it is given to `CMLCluster`."""
+    return name.replace("-", "_")
+
+
+def make_settings(spelled: Spelling = as_keyword, **given: Any) -> Settings:
+    """Settings from what the user gave, else Dask's configuration, else the default.
+
+    Parameters
+    ----------
+    spelled : callable
+        How messages are to name an option.
+    **given
+        Values by option name with underscores; ``None`` stands for "not given".
+
+    Returns
+    -------
+    Settings
+
+    Raises
+    ------
+    ValueError
+        One sentence that names the option, the value and what is allowed. Nothing has been changed.
+    """
+    configured = _configuration()
+    unknown = sorted(set(given) - {as_keyword(option.name) for option in OPTIONS})
+    if unknown:
+        raise TypeError(f"unknown option {unknown[0]!r}")
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        value, source = given.get(as_keyword(option.name)), spelled(option.name)
+        if value is None:
+            value = configured.get(option.name, option.default)
+            if option.name in configured:
+                source = f"{SECTION}.{option.name} in Dask's configuration"
+        try:
+            values[option.field] = option.read(value)
+        except ValueError as error:
+            raise ValueError(f"{source} must be {error}; not {_shown(option, value)}") from None
+    if values["adapt"] and given.get("n_workers") is None:
+        values["n_workers"] = max(1, values["adapt"][0])
+    settings = Settings(**values)
+    _check_together(settings, spelled)
+    return settings
+
+
+def settings_to_json(settings: Settings) -> dict[str, Any]:
+    """Settings as plain JSON values, for a record."""
+    return asdict(settings) | {"state_directory": str(settings.state_directory)}
+
+
+def settings_from_json(data: Mapping[str, Any]) -> Settings:
+    """The settings that `settings_to_json` took apart.
+
+    Raises
+    ------
+    TypeError
+        If there is a field too many or too few, or of the wrong kind.
+    """
+    if not isinstance(data, Mapping):
+        raise TypeError("settings must be a mapping")
+    if set(data) != {option.field for option in OPTIONS}:
+        raise TypeError("settings of another release")
+    given = {**data, "tls": not data["tls"]}  # the option is no-tls
+    try:
+        return Settings(**{option.field: option.read(given[option.field]) for option in OPTIONS})
+    except ValueError as error:
+        raise TypeError(f"settings of the wrong kind: {error}") from None
+
+
+def _shown(option: Option, value: Any) -> str:
+    """The value as the message shows it: whole, except where it may hold a secret."""
+    if option.name != "env":
+        return repr(value)
+    pairs = list(value) if isinstance(value, (Mapping, list, tuple)) else []
+    keys = [str(pair[0] if isinstance(pair, tuple) and pair else pair).partition("=")[0] for pair in pairs]
+    shown = [repr(key) for key in keys if readers.KEY.fullmatch(key)]
+    return f"what was given for {', '.join(shown)}" if shown else f"a {type(value).__name__}"
+
+
+def _check_together(settings: Settings, spelled: Spelling) -> None:
+    n, most, workers = settings.n_workers, settings.max_workers, spelled("n-workers")
+    if n > most:
+        raise ValueError(f"{workers} must be at most {most} (the setting max-workers); not {n}")
+    if settings.adapt:
+        low, high = settings.adapt
+        if high > most:
+            adapt = spelled("adapt")
+            raise ValueError(f"{adapt} must stay within {most} workers (the setting max-workers); not {low}:{high}")
+        if not max(1, low) <= n <= high:
+            raise ValueError(f"{workers} must lie between the {low} and {high} of {spelled('adapt')}; not {n}")
+    if settings.wait is not None and settings.wait > n:
+        wait = spelled("wait")
+        raise ValueError(f"{wait} must be at most the number of workers, {n}; not {settings.wait}")
+    if settings.client == settings.cluster:
+        both = f"{spelled('client')} and {spelled('cluster')}"
+        raise ValueError(f"{both} must be two different variables; not both {settings.client!r}")
+
+
+def _configuration() -> dict[str, Any]:
+    """This package's section of Dask's configuration, keys with hyphens."""
+    try:
+        import dask.config
+        import yaml
+    except ValueError as error:  # dask.config reads every file when it is imported
+        words = " ".join(str(error).split())
+        raise ValueError(f"Dask's configuration cannot be read; mend the file that it names: {words}") from None
+    section = dask.config.get(SECTION, None)
+    if section is not None and not isinstance(section, Mapping):
+        raise ValueError(f"{SECTION} in Dask's configuration must be a mapping of options; not {section!r}")
+    if not any(SECTION in defaults for defaults in dask.config.defaults):
+        with _DEFAULTS_FILE.open() as file:
+            dask.config.update_defaults(yaml.safe_load(file))
+    for path in _configuration_files(map(Path, dask.config.paths)):
+        _check_readable(path)
+    configured = {str(key).replace("_", "-"): value for key, value in (dask.config.get(SECTION, None) or {}).items()}
+    if unknown := sorted(set(configured) - {option.name for option in OPTIONS}):
+        raise ValueError(
+            f"{SECTION}.{unknown[0]} in Dask's configuration is not an option of this package; "
+            f"there are: {', '.join(option.name for option in OPTIONS)}"
+        )
+    return configured
+
+
+def _configuration_files(folders: Iterable[Path]) -> Iterator[Path]:
+    """The files that Dask reads of those folders; one of them may be a file itself."""
+    for folder in folders:
+        if folder.is_dir():
+            yield from sorted(path for path in folder.iterdir() if path.suffix.lower() in (".yaml", ".yml", ".json"))
+        elif folder.exists():
+            yield folder
+
+
+def _check_readable(path: Path) -> None:
+    # Dask skips a file that it may not read, and the user's settings with it, without a word.
+    try:
+        path.open().close()
+    except OSError as error:
+        raise ValueError(f"configuration file {path} cannot be read ({error.strerror}); mend it or remove it") from None
+
+
+def default_state_directory() -> Path:
+    """The folder in which the private one lies: under the user's home, which all sessions of a CML project share."""
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir())
+
+
+def state_directory() -> Path:
+    """Where the records are, without importing Dask (0.15 s) unless its files set the folder.
+
+    For ``%load_ext``, which must be quick.
+
+    Raises
+    ------
+    ValueError
+        If the configuration names something that is no folder.
+    """
+    if "dask.config" in sys.modules:  # somebody may have set it there since
+        return make_settings().state_directory
+    variable = os.environ.get("DASK_CML_DASK_MAGICS__STATE_DIRECTORY")
+    if variable:
+        return _directory(variable)
+    return make_settings().state_directory if _files_set_state_directory() else default_state_directory()
+
+
+def _files_set_state_directory() -> bool:
+    # The folders are those of dask.config._get_paths; JSON and YAML both spell the keys out.
+    folders = [Path(os.environ.get("DASK_ROOT_CONFIG", "/etc/dask")), Path(sys.prefix, "etc", "dask")]
+    folders += [Path.home() / ".config" / "dask", Path(os.environ.get("DASK_CONFIG", os.devnull))]
+    for path in _configuration_files(folders):
+        try:
+            text = path.read_text()
+        except (OSError, ValueError):
+            continue
+        if re.search(r"state[-_]directory", text):
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""The Workers API, and how far to believe it."""

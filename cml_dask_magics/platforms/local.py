@@ -1,0 +1,294 @@
+"""The platform's four calls over processes of this machine.
+
+A session here is a process tree that outlives the kernel and is found again by a later one: by a file that names its
+process id and start time, so that a process id in use again is never taken for ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import string
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cml_dask_magics.registry.files import known, remove, write_private
+
+_GRACE_S = 3.0
+_KEEP_ENDED_S = 3600.0
+_ID_ALPHABET = string.ascii_lowercase + string.digits
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Response:
+    """The answer to one stop, as the platform's HTTP response: 204 when done."""
+
+    status_code: int
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A session as its file holds it. Times are seconds since the epoch."""
+
+    id: str
+    pid: int
+    pid_started: str
+    created_at: float
+    cpu: float
+    memory: float
+    app_url: str
+    stopped_at: float | None = None
+    finished_at: float | None = None
+
+    def process(self) -> psutil.Process | None:
+        """The session's own process while it is alive."""
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            # A process id comes round again; with the same start it is still the same process.
+            if _start_of(process) == self.pid_started and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+
+class LocalSessions:
+    """`workers_api.WorkersAPI` over this machine's processes.
+
+    Parameters
+    ----------
+    directory : Path
+        Where the sessions are remembered, a file each, beside what they print.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def launch_workers(
+        self,
+        n: int,
+        cpu: float,
+        memory: float,
+        nvidia_gpu: int = 0,  # noqa: ARG002 - the vendor's signature; a local GPU needs no asking for
+        kernel: str = "python3",  # noqa: ARG002
+        script: str = "",
+        code: str = "",
+        env: Mapping[str, str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Start `n` processes that run `code` (Python, or a shell line after ``!``) or the file `script`.
+
+        Returns
+        -------
+        list of dict
+            One a session; a process that could not be started has no ``id`` but a ``message``.
+        """
+        try:
+            for folder in (self.directory.parent, self.directory):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            return [{"message": f"the folder for sessions cannot be used: {error}"} for _ in range(n)]
+        self._forget_ended()
+        return [self._launch(cpu, memory, _command(script, code), dict(env or {})) for _ in range(n)]
+
+    def list_workers(self) -> list[dict[str, Any]]:
+        """Every session of this machine that is remembered, ended ones included for an hour."""
+        return [self._describe(session) for session in self._sessions()]
+
+    def await_workers(
+        self, ids: Sequence[Any], wait_for_completion: bool = True, timeout_seconds: int = 60
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Wait until sessions run, or have ended where `wait_for_completion`."""
+        wanted = {_id_of(session) for session in ids}
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            found = [session for session in self.list_workers() if session["id"] in wanted]
+            done = [session for session in found if not wait_for_completion or session["status"] != "running"]
+            if len(done) == len(wanted) or time.monotonic() > deadline:
+                return {"workers": done, "failures": [session for session in found if session not in done]}
+            time.sleep(0.1)
+
+    def stop_workers(self, *worker_id: Any) -> list[Response]:
+        """End sessions with everything that they started: asked first, killed after three seconds.
+
+        Without ids it stops nothing: the one place where the platform's way, everything, is not followed.
+        """
+        wanted = [_id_of(session) for session in worker_id]
+        sessions = {session.id: session for session in self._sessions()}
+        stopped = [sessions[session_id] for session_id in wanted if session_id in sessions]
+        for session in stopped:
+            if session.process() is not None:
+                self._write(replace(session, stopped_at=time.time()))
+        _end_trees(stopped)
+        return [Response(204) if session_id in sessions else Response(404, "no such session") for session_id in wanted]
+
+    def _launch(self, cpu: float, memory: float, argv: list[str], env: dict[str, str]) -> dict[str, Any]:
+        session_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(16))
+        ports = {name: str(_free_port()) for name in ("CDSW_APP_PORT", "CDSW_READONLY_PORT", "CDSW_PUBLIC_PORT")}
+        environment = {
+            **os.environ,
+            "CDSW_MASTER_ID": os.environ.get("CDSW_ENGINE_ID", ""),
+            "CDSW_MASTER_IP": "127.0.0.1",
+            "CDSW_DOMAIN": "localhost",
+            "CDSW_PROJECT_ID": "local",
+            **ports,
+            **env,
+            "CDSW_ENGINE_ID": session_id,
+            "CDSW_IP_ADDRESS": "127.0.0.1",
+        }
+        output = self.directory / f"{session_id}.out"
+        try:
+            with os.fdopen(os.open(output, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                # A session of its own: neither the kernel's end nor a Ctrl-C in its terminal reaches it.
+                process = subprocess.Popen(
+                    argv, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+                )
+        except (OSError, ValueError) as error:  # ValueError: a NUL in an argument or in the environment
+            self._remove(output.name)
+            return {"message": f"the process could not be started: {error}"}
+        # Someone must read the exit status, or a zombie stays for as long as this kernel lives.
+        threading.Thread(target=process.wait, name=f"reap-{session_id}", daemon=True).start()
+        try:
+            started = _start_of(psutil.Process(process.pid))
+        except psutil.Error:  # over already
+            started = ""
+        session = _Process(
+            id=session_id,
+            pid=process.pid,
+            pid_started=started,
+            created_at=time.time(),
+            cpu=cpu,
+            memory=memory,
+            app_url=f"http://127.0.0.1:{environment['CDSW_READONLY_PORT']}/",
+        )
+        try:
+            self._write(session)
+        except OSError as error:  # unremembered is unstoppable
+            _end_trees([session])
+            return {"message": f"the session could not be recorded: {error}"}
+        return self._describe(session)
+
+    def _describe(self, session: _Process) -> dict[str, Any]:
+        alive = session.process() is not None
+        if not alive and session.finished_at is None:
+            # As on the platform, what the command started ends with it.
+            _end_trees([session])
+            session = replace(session, finished_at=time.time())
+            with contextlib.suppress(OSError):  # merely the time at which it was first seen to be over
+                self._write(session)
+        ended = "stopped" if session.stopped_at else "succeeded"
+        return {
+            "id": session.id,
+            "status": "running" if alive else ended,
+            "ip_address": "127.0.0.1",
+            "app_url": session.app_url,
+            "created_at": _iso(session.created_at),
+            "running_at": _iso(session.created_at),
+            "finished_at": None if alive else _iso(session.finished_at or time.time()),
+            "cpu": session.cpu,
+            "memory": session.memory,
+        }
+
+    def _sessions(self) -> list[_Process]:
+        sessions = []
+        for path in self.directory.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, TypeError):  # gone meanwhile, or not ours
+                session = _Process(**json.loads(path.read_text()))
+                # Files are written and removed by its id, which must not lead out of the folder.
+                if session.id == path.stem and _ID.fullmatch(session.id):
+                    sessions.append(session)
+        return sessions
+
+    def _write(self, session: _Process) -> None:
+        write_private(self.directory / f"{session.id}.json", json.dumps(asdict(session)))
+
+    def _forget_ended(self) -> None:
+        for session in self._sessions():
+            if session.finished_at and time.time() - session.finished_at > _KEEP_ENDED_S:
+                self._remove(f"{session.id}.json", f"{session.id}.out")
+
+    def _remove(self, *names: str) -> None:
+        # The state folder, which may be reached through links, is the one above the package's.
+        with contextlib.suppress(OSError):  # old files are no reason not to launch
+            remove(self.directory.parent.parent, self.directory, known(*names))
+
+
+def _start_of(process: psutil.Process) -> str:
+    """When a process started, as a mark that stays the same when somebody sets the clock."""
+    try:
+        # Field 22 of proc(5)'s stat, in ticks since boot; the name in field 2 may hold spaces and brackets.
+        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{ticks}"
+    except OSError:  # not Linux, or over
+        return f"{process.create_time():.2f}"
+
+
+def _command(script: str, code: str) -> list[str]:
+    if code.startswith("!"):
+        return ["/bin/sh", "-c", code[1:]]
+    ipython = [sys.executable, "-m", "IPython", "--no-banner", "--HistoryManager.enabled=False"]
+    return [*ipython, script] if script else [*ipython, "-c", code]
+
+
+def _end_trees(sessions: Sequence[_Process]) -> None:
+    """End the processes of sessions, grandchildren that left the tree included: asked first, killed when they stay."""
+    for ask, patience_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GRACE_S)):
+        members = _members(sessions)
+        for process in members:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(ask)
+        deadline = time.monotonic() + patience_s
+        while any(map(_runs, members)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        # Look again before killing: a nanny may have started a worker in between.
+        if not _members(sessions):
+            return
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether a process is alive; one that only waits for its parent to take note is not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _members(sessions: Sequence[_Process]) -> list[psutil.Process]:
+    """Processes that carry the id of one of the sessions in their environment, which every descendant inherits."""
+    ids = {session.id for session in sessions}
+    if not ids:
+        return []
+    members = {process.pid: process for session in sessions if (process := session.process()) is not None}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("CDSW_ENGINE_ID") in ids and process.status() != psutil.STATUS_ZOMBIE:
+                members[process.pid] = process
+    members.pop(os.getpid(), None)
+    return list(members.values())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _id_of(session: Any) -> str:
+    return str(session["id"] if isinstance(session, Mapping) else session)
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,357 @@
+"""A pool of the platform's sessions: launch in one batch, one poller for everybody, stop and verify.
+
+Knows neither Dask nor clusters. Every answer of the platform is taken for what it may be: incomplete, wrong or late.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from cml_dask_magics.platforms.api import Platform
+
+logger = logging.getLogger(__name__)
+
+Phase = Literal["pending", "running", "ended"]
+_ENDED = frozenset({"succeeded", "failed", "stopped", "timedout"})
+_POLL_FIRST_S, _POLL_PENDING_S, _POLL_QUIET_S = 0.2, 1.0, 5.0
+# One listing without a session is no proof of its death: listings have been seen to miss one, and a session that was
+# just launched may not be shown yet.
+_MISSES_THAT_PROVE, _MISSING_S_THAT_PROVES = 3, 5.0
+_STOP_AGAIN_S = 5.0
+_STOPPED = "stopped"
+
+
+class PlatformError(RuntimeError):
+    """The platform refused, failed or answered nonsense; the message holds its own words."""
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """One session as the platform shows it; `created_at` in seconds since the epoch."""
+
+    id: str
+    phase: Phase
+    status: str
+    ip_address: str | None = None
+    app_url: str | None = None
+    created_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What came of one launch call.
+
+    Parameters
+    ----------
+    sessions : tuple of SessionInfo
+        Sessions with an id.
+    refusals : tuple of str
+        The platform's message for each session that it refused, or what broke the call.
+    strays : tuple of str
+        Ids of sessions that the platform refused but created all the same.
+    suspects : tuple of str
+        Ids that appeared during a call that broke or answered short: perhaps ours, perhaps somebody else's.
+    doubtful : bool
+        Whether sessions may exist that no id is known of.
+    """
+
+    sessions: tuple[SessionInfo, ...] = ()
+    refusals: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
+    suspects: tuple[str, ...] = ()
+    doubtful: bool = False
+
+
+@dataclass
+class _Absence:
+    """For how many listings, and since when, a session has been missing."""
+
+    listings: int = 0
+    since: float = 0.0
+
+    def note(self, missing: bool) -> None:
+        if missing and self.listings == 0:
+            self.since = time.monotonic()
+        self.listings = self.listings + 1 if missing else 0
+
+    @property
+    def proves(self) -> bool:
+        return self.listings >= _MISSES_THAT_PROVE and time.monotonic() - self.since >= _MISSING_S_THAT_PROVES
+
+
+@dataclass
+class _Watch:
+    """Who wants to be told of listings, and which sessions it cares about."""
+
+    ids: Callable[[], Collection[str]]
+    tell: Callable[[Mapping[str, SessionInfo]], None]
+    absences: dict[str, _Absence] = field(default_factory=dict)
+
+
+class SessionPool:
+    """Sessions of one platform, for every cluster of this kernel.
+
+    All methods block and may be called from any thread.
+    """
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
+        self._watches: dict[int, _Watch] = {}
+        self._poll_lock = threading.Lock()
+        self._poller: threading.Thread | None = None
+        self._wake = threading.Event()
+
+    def launch(
+        self,
+        n: int,
+        *,
+        cpu: float,
+        memory_gib: float,
+        gpu: int,
+        code: str,
+        env: Mapping[str, str],
+        options: Mapping[str, Any],
+    ) -> Launched:
+        """Launch `n` sessions with one call. Raises nothing: see `Launched` for what can come of it."""
+        before = self._listed_ids()
+        try:
+            answers = self.platform.api.launch_workers(
+                n, cpu=cpu, memory=memory_gib, nvidia_gpu=gpu, code=code, env=dict(env), **options
+            )
+            if not isinstance(answers, (list, tuple)):
+                raise PlatformError(f"launch_workers answered {_short(answers)} instead of a list")
+        except Exception as error:
+            return Launched(refusals=(_words(error),) * n, suspects=self._appeared_since(before), doubtful=True)
+        sessions, refusals, strays = [], [], []
+        doubtful = len(answers) < n
+        for answer in answers:
+            if (info := _read_session(answer)) is not None:
+                sessions.append(info)
+                continue
+            refusals.append(_message(answer))
+            if isinstance(answer, Mapping) and isinstance(answer.get("engineId"), str) and answer["engineId"]:
+                strays.append(answer["engineId"])
+            elif not isinstance(answer, Mapping) or not answer.get("message"):
+                doubtful = True  # no session, and no refusal either
+        self._wake.set()
+        if not doubtful:
+            return Launched(tuple(sessions), tuple(refusals), tuple(strays))
+        refusals += ["the platform did not answer for it"] * (n - len(answers))
+        known = {info.id for info in sessions} | set(strays)
+        suspects = tuple(session for session in self._appeared_since(before) if session not in known)
+        return Launched(tuple(sessions), tuple(refusals), tuple(strays), suspects, doubtful=True)
+
+    def listing(self) -> dict[str, SessionInfo]:
+        """Sessions that the calling session launched, by id.
+
+        Raises
+        ------
+        PlatformError
+            With the platform's words.
+        """
+        try:
+            answers = self.platform.api.list_workers()
+        except Exception as error:
+            raise PlatformError(f"list_workers failed: {_words(error)}") from error
+        if not isinstance(answers, (list, tuple)):
+            raise PlatformError(f"list_workers answered {_short(answers)} instead of a list")
+        infos = (_read_session(answer) for answer in answers)
+        return {info.id: info for info in infos if info is not None}
+
+    def stop(self, ids: Collection[str], *, visible: Collection[str], timeout_s: float) -> dict[str, str]:
+        """Stop sessions and wait until they are seen to have ended.
+
+        Parameters
+        ----------
+        ids : collection of str
+            Sessions to stop: ours, and never none (the platform would stop every session).
+        visible : collection of str
+            Those of `ids` that this kernel's session launched, and so sees in its listing. For the others the
+            platform's 204 has to do.
+        timeout_s : float
+            Seconds after which to give up.
+
+        Returns
+        -------
+        dict
+            Of those that are still up: id to what the platform says. Empty when all have ended.
+        """
+        left = dict.fromkeys(ids, "no answer yet")
+        deadline, ask_at, wait_s, asked = time.monotonic() + timeout_s, 0.0, 0.1, False
+        absences = {session: _Absence() for session in left}
+        while left:
+            try:
+                listing = self.listing()
+            except PlatformError as error:
+                left = dict.fromkeys(left, str(error))
+            else:
+                for session in list(left):
+                    info = listing.get(session)
+                    absences[session].note(info is None)
+                    # Where the listing cannot show it, the 204 has to do; where it can, absence must last.
+                    gone = absences[session].proves if session in visible else left[session] == _STOPPED
+                    if (info is None and gone) or (info is not None and info.phase == "ended"):
+                        del left[session]
+                    elif info is not None and left[session] == _STOPPED:
+                        left[session] = f"the platform took the stop, but still shows it as {info.status}"
+            now = time.monotonic()
+            if not left or (asked and now >= deadline):
+                break
+            if now >= ask_at:
+                left |= self._ask_to_stop(left)
+                asked, ask_at = True, time.monotonic() + _STOP_AGAIN_S
+            time.sleep(wait_s)
+            wait_s = min(1.0, wait_s * 1.5)
+        return left
+
+    def watch(
+        self, ids: Callable[[], Collection[str]], tell: Callable[[Mapping[str, SessionInfo]], None]
+    ) -> Callable[[], None]:
+        """Have `tell` called with each new listing of the sessions `ids()`, from the poller's thread.
+
+        A session is told as ended when the listing shows it so, or when every listing of some seconds misses it; `ids`
+        must therefore only name sessions that this kernel's session launched.
+
+        Returns
+        -------
+        callable
+            Ends the watch. The poller stops with the last one.
+        """
+        watch = _Watch(ids, tell)
+        with self._poll_lock:
+            self._watches[id(watch)] = watch
+            if self._poller is None or not self._poller.is_alive():
+                self._poller = threading.Thread(target=self._poll, name="cml-dask-magics-poller", daemon=True)
+                self._poller.start()
+            self._wake.set()
+
+        def unwatch() -> None:
+            with self._poll_lock:
+                self._watches.pop(id(watch), None)
+            self._wake.set()
+
+        return unwatch
+
+    def look_now(self) -> None:
+        """Have the poller look at once, because something has happened."""
+        self._wake.set()
+
+    def _poll(self) -> None:
+        interval_s = _POLL_FIRST_S
+        while True:
+            with self._poll_lock:
+                watches = list(self._watches.values())
+                if not watches:
+                    self._poller = None
+                    return
+            pending = False
+            with contextlib.suppress(PlatformError):  # a listing that fails says nothing; the next one may
+                listing = self.listing()
+                for watch in watches:
+                    try:
+                        pending |= self._tell(watch, listing)
+                    except Exception:  # one cluster's trouble must not leave the others unwatched
+                        logger.warning("a listing could not be taken in", exc_info=True)
+            interval_s = min(interval_s * 1.3, _POLL_PENDING_S if pending else _POLL_QUIET_S)
+            if self._wake.wait(interval_s):
+                self._wake.clear()
+                interval_s = _POLL_FIRST_S
+
+    def _tell(self, watch: _Watch, listing: Mapping[str, SessionInfo]) -> bool:
+        """Tell a watcher what a listing shows of its sessions; whether it still waits for some of them."""
+        infos = {}
+        for session in watch.ids():
+            info = listing.get(session)
+            absence = watch.absences.setdefault(session, _Absence())
+            absence.note(info is None)
+            if info is not None:
+                infos[session] = info
+            elif absence.proves:
+                # Should it be there all the same, it must not go on where nobody knows it any more.
+                self._ask_to_stop([session])
+                infos[session] = SessionInfo(session, "ended", "gone from the platform's list")
+        watch.tell(infos)
+        waiting = any(info.phase == "pending" or info.ip_address is None for info in infos.values())
+        return waiting or any(session not in infos for session in watch.ids())
+
+    def _ask_to_stop(self, ids: Collection[str]) -> dict[str, str]:
+        """The one place where the platform is told to stop anything. Returns what it said, by id."""
+        asked = [session for session in ids if session]
+        if not asked:  # the call without ids stops every session of the user's
+            return {}
+        try:
+            responses = self.platform.api.stop_workers(*asked)
+        except Exception as error:
+            return dict.fromkeys(asked, f"stop_workers failed: {_words(error)}")
+        if not isinstance(responses, Sequence) or len(responses) != len(asked):
+            return dict.fromkeys(asked, _STOPPED)  # older releases answer nothing: the list decides
+        said = {}
+        for session, response in zip(asked, responses, strict=True):
+            code = getattr(response, "status_code", None)
+            if not isinstance(code, int):  # no useful answer: the list decides
+                code = 204
+            said[session] = (
+                _STOPPED
+                if 200 <= code < 300 or code == 404
+                else f"stop answered HTTP {code} {_short(getattr(response, 'text', ''))}"
+            )
+        return said
+
+    def _appeared_since(self, before: set[str] | None) -> tuple[str, ...]:
+        # Without both listings nothing can be told apart; what the sessions print will tell (see fleet).
+        after = self._listed_ids()
+        return tuple(sorted(after - before)) if before is not None and after is not None else ()
+
+    def _listed_ids(self) -> set[str] | None:
+        try:
+            return set(self.listing())
+        except PlatformError:
+            return None
+
+
+def _read_session(answer: Any) -> SessionInfo | None:
+    """A session from one dict of the platform's; None if it has no id."""
+    if not isinstance(answer, Mapping) or not isinstance(answer.get("id"), str) or not answer["id"]:
+        return None
+    status = str(answer.get("status", "unknown"))
+    ip_address, app_url = answer.get("ip_address"), answer.get("app_url")
+    known = isinstance(ip_address, str) and ip_address not in ("", "unknown")
+    return SessionInfo(
+        id=answer["id"],
+        phase="running" if status == "running" else "ended" if status in _ENDED else "pending",
+        status=status,
+        ip_address=ip_address if known else None,
+        app_url=app_url if isinstance(app_url, str) and app_url else None,
+        created_at=_seconds(answer.get("created_at")),
+    )
+
+
+def _seconds(moment: Any) -> float | None:
+    """Seconds since the epoch of ``2026-01-31T12:00:00Z`` or the like; None where it is anything less clear."""
+    try:
+        at = datetime.fromisoformat(moment.replace("Z", "+00:00"))
+        return at.timestamp() if at.tzinfo else None
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _message(answer: Any) -> str:
+    message = answer.get("message") if isinstance(answer, Mapping) else None
+    return _short(message) if message else f"the platform answered {_short(answer)}"
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_short(error)}"
+
+
+def _short(text: Any, most: int = 300) -> str:
+    """The platform's words on one line, cut where they are a page of HTML."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else line[: most - 2] + " …"

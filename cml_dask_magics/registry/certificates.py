@@ -1,0 +1,73 @@
+"""Certificates for one cluster: scheduler, workers and clients prove to each other that they belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from distributed.security import Security
+
+from cml_dask_magics.model.settings import state_directory
+from cml_dask_magics.registry.files import write_private
+from cml_dask_magics.registry.registry import Registry
+
+_FILES = {"tls_ca_file": "ca.pem", "tls_client_cert": "cert.pem", "tls_client_key": "key.pem"}
+
+
+def write_certificates(folder: Path) -> None:
+    """Make a key and a certificate for one cluster and write them, mode 0600, into its run folder.
+
+    Other users' sessions share the network (see the platform's notes in the README), so both sides must show
+    the certificate: whoever cannot read the folder can neither connect nor listen in.
+
+    Parameters
+    ----------
+    folder : Path
+        The cluster's run folder, mode 0700.
+    """
+    temporary = Security.temporary()
+    for attribute, filename in _FILES.items():
+        write_private(folder / filename, getattr(temporary, attribute))
+
+
+def read_security(folder: Path, tls: bool) -> Security:
+    """What a client needs to talk to the cluster whose run folder this is.
+
+    Parameters
+    ----------
+    folder : Path
+        The cluster's run folder.
+    tls : bool
+        False for a cluster on plain ``tcp://``.
+    """
+    if not tls:
+        return Security(require_encryption=False)
+    return Security(
+        require_encryption=True, **{attribute: str(folder / filename) for attribute, filename in _FILES.items()}
+    )
+
+
+def client_security(info: Mapping[str, str]) -> Security | None:
+    """What a client needs that knows nothing but a scheduler's address, as JupyterLab's Dask side bar writes it.
+
+    For ``distributed.client.security-loader`` in Dask's configuration.
+
+    Parameters
+    ----------
+    info : mapping
+        Its ``address``.
+
+    Returns
+    -------
+    Security or None
+        None where no cluster of ours on record has that address.
+    """
+    registry = Registry(state_directory())
+    for name in registry.names():
+        try:
+            record = registry.read(name)
+        except RuntimeError:  # one that cannot be read is not looked for
+            continue
+        if record is not None and record.scheduler_address == info["address"]:
+            return read_security(registry.run_folder(record), tls=record.settings.get("tls") is not False)
+    return None

@@ -1,0 +1,105 @@
+"""Which of the kernels that hold a cluster steers it: heals it, follows its load, ends it when it is lost.
+
+A small file beside the record names the one that does and counts its heartbeats. Clocks of different sessions need not
+agree, and may be set back: a lease is over when nobody has seen its count change for a while.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass
+
+from cml_dask_magics.model.record import Owner
+from cml_dask_magics.registry.files import known, remove, write_private
+from cml_dask_magics.registry.liveness import kernel_may_live
+from cml_dask_magics.registry.registry import LEASE_FILE, Registry
+
+BEAT_S = 5.0
+EXPIRES_S = 20.0
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What the file says: who holds the lease, in which kernel, and how often it has said so."""
+
+    holder: str
+    kernel: Owner
+    beats: int
+
+
+class Lease:
+    """The lease of one cluster, as one holder of the cluster sees it.
+
+    Parameters
+    ----------
+    registry : Registry
+    name : str
+        The cluster.
+    kernel : Owner
+        The kernel that asks.
+    """
+
+    def __init__(self, registry: Registry, name: str, kernel: Owner) -> None:
+        self._registry = registry
+        self._name = name
+        self._kernel = kernel
+        self._holder = secrets.token_hex(8)  # a kernel may hold a cluster twice
+        self._path = registry.folder(name) / LEASE_FILE
+        self._beat_at: float | None = None
+        self._seen: _Held | None = None
+        self._seen_at = 0.0
+
+    def hold(self) -> bool:
+        """Take the lease if it is free, or keep it; whether it is ours.
+
+        To be called more often than every `EXPIRES_S` seconds; writes every `BEAT_S` seconds.
+        """
+        now = time.monotonic()
+        if self._beat_at is not None and now - self._beat_at < BEAT_S:
+            return True
+        try:
+            with self._registry.exclusive(self._name):
+                held = self._read()
+                if held is not None and held.holder != self._holder and not self._is_over(held, now):
+                    self._beat_at = None
+                    return False
+                mine = held is not None and held.holder == self._holder
+                self._write(_Held(self._holder, self._kernel, held.beats + 1 if held is not None else 0))
+                if not mine:
+                    # Where files cannot be locked two may take it at once: the next look shows whose word stands.
+                    self._beat_at = None
+                    return False
+        except OSError:  # a disk that is full, a cluster that is gone: who cannot say so does not steer
+            self._beat_at = None
+            return False
+        self._beat_at = now
+        return True
+
+    def release(self) -> None:
+        """Leave the lease to others."""
+        self._beat_at = None
+        with contextlib.suppress(OSError), self._registry.exclusive(self._name):
+            held = self._read()
+            if held is not None and held.holder == self._holder:
+                remove(self._registry.state_directory, self._path.parent, known(LEASE_FILE))
+
+    def _is_over(self, held: _Held, now: float) -> bool:
+        if held != self._seen:
+            self._seen, self._seen_at = held, now
+        return now - self._seen_at > EXPIRES_S or not kernel_may_live(held.kernel)
+
+    def _read(self) -> _Held | None:
+        try:
+            data = json.loads(self._path.read_text())
+            held = _Held(str(data["holder"]), Owner(**data["kernel"]), int(data["beats"]))
+            return held if isinstance(held.kernel.pid, int) else None
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError):  # half, or nonsense: nobody holds it
+            return None
+
+    def _write(self, held: _Held) -> None:
+        write_private(self._path, json.dumps(asdict(held)))

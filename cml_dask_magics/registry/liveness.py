@@ -1,0 +1,98 @@
+"""Whether a recorded cluster still answers, found out with a socket: quick, and without importing Dask."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from cml_dask_magics.fleet.shell_lines import FORMER_SCHEDULER_FILE, SCHEDULER_FILE
+from cml_dask_magics.model.record import Owner, Record
+
+Liveness = Literal["answers", "starting", "silent"]
+# How long after its start's deadline a cluster that has not come up may still be in somebody's hands.
+_START_SLACK_S = 60.0
+
+
+def liveness(record: Record, run_folder: Path, timeout_s: float) -> Liveness:
+    """How a recorded cluster is, as far as a connection to its scheduler tells.
+
+    Parameters
+    ----------
+    record : Record
+    run_folder : Path
+        Its run folder.
+    timeout_s : float
+        Seconds to wait for an answer.
+
+    Returns
+    -------
+    {"answers", "starting", "silent"}
+        ``starting``: its kernel is still at it. ``silent``: nobody listens where the scheduler was, the kernel that was
+        starting it is gone, or somebody has begun to stop it.
+    """
+    if record.state in ("stopping", "lost"):
+        return "silent"
+    address = scheduler_address(record, run_folder)
+    if address is not None:
+        return "answers" if answers(address, timeout_s) else "silent"
+    if record.state == "starting" and _owner_may_live(record):
+        return "starting"
+    return "silent"
+
+
+def answers(address: str, timeout_s: float) -> bool:
+    """Whether somebody listens at an address such as ``tls://100.66.1.3:8786``."""
+    try:
+        parts = urlsplit(address)
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=timeout_s).close()
+    except (OSError, ValueError):  # nobody there, or no address
+        return False
+    return True
+
+
+def scheduler_address(record: Record, run_folder: Path) -> str | None:
+    """Where the cluster's scheduler listens, once it has said so."""
+    if record.scheduler_address:
+        return record.scheduler_address
+    for name in (SCHEDULER_FILE, FORMER_SCHEDULER_FILE):
+        try:
+            address = json.loads((run_folder / name).read_text())["address"]
+        except (OSError, ValueError, KeyError, TypeError):  # not written yet, or half
+            continue
+        if isinstance(address, str) and address:
+            return address
+    return None
+
+
+def kernel_may_live(kernel: Owner) -> bool:
+    """Whether a kernel may still be there: one in another session cannot be looked at."""
+    return kernel.hostname != socket.gethostname() or _process_lives(kernel.pid)
+
+
+def this_kernel(session: str) -> Owner:
+    """The kernel that asks, in the session of that id."""
+    return Owner(session, socket.gethostname(), os.getpid())
+
+
+def _owner_may_live(record: Record) -> bool:
+    if not kernel_may_live(record.owner):
+        return False
+    # A kernel of another session cannot be looked at, and a process id comes round again: in the end time tells.
+    timeout_s = record.settings.get("timeout_s")
+    limit_s = (timeout_s if isinstance(timeout_s, (int, float)) else 0.0) + _START_SLACK_S
+    return time.time() < record.created_at + limit_s
+
+
+def _process_lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's process by now, or not ours to ask
+        return True
+    return True

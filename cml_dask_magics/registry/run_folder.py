@@ -1,0 +1,159 @@
+"""The folder that the sessions of one start of a cluster share: what it tells of them, and how it is closed.
+
+It is the only witness where a record is broken or deleted. Knows no registry.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from cml_dask_magics.fleet.shell_lines import (
+    FORMER_SCHEDULER_FILE,
+    LOG_SUFFIX,
+    SCHEDULER_FILE,
+    SCHEDULER_SESSION_FILE,
+    SESSION_DATA,
+    SESSION_PROGRAM,
+)
+from cml_dask_magics.model.record import Launch, Owner, Record, Role, SessionRecord, record_from_json
+from cml_dask_magics.registry.files import known, remove, write_private
+
+logger = logging.getLogger(__name__)
+
+CLAIM_FILE = "claim.json"
+LOGS = "logs"
+# In every folder that was made for a start: an old folder without it is not ours to remove.
+MARK = ".cml-dask-magics"
+_RUN_FOLDER = re.compile(r"([A-Za-z0-9_-]{1,40})-[0-9a-f]{8}")
+# All that is put beside the logs; `security` writes the certificates.
+_NAMES = (CLAIM_FILE, SCHEDULER_FILE, FORMER_SCHEDULER_FILE, SCHEDULER_SESSION_FILE, SESSION_DATA, SESSION_PROGRAM)
+_FILES = known(*_NAMES, "ca.pem", "cert.pem", "key.pem")
+_LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)" + re.escape(LOG_SUFFIX))
+_TAIL_BYTES = 65536
+_NOBODY = Owner("", "", 0)
+
+
+def session_logs(folder: Path) -> dict[str, Path]:
+    """What the sessions of a cluster printed: their files by session id. Other files that lie there are none."""
+    try:
+        matches = {entry.name: _LOG.fullmatch(entry.name) for entry in os.scandir(folder)}
+    except OSError:
+        return {}
+    return {match[1]: folder / name for name, match in sorted(matches.items()) if match is not None}
+
+
+def read_tail(path: Path, lines: int) -> list[str]:
+    """The last lines of a file that may be long, binary or missing."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return []
+
+
+def scheduler_session(run: Path) -> str:
+    """The id of the session in which the scheduler runs; empty while it has not started."""
+    return _read_text(run / SCHEDULER_SESSION_FILE)
+
+
+def cluster_of(run: str) -> str:
+    """The name of the cluster whose start a run folder, NAME-TOKEN, was made for; empty if it is none."""
+    match = _RUN_FOLDER.fullmatch(run)
+    return match[1] if match is not None else ""
+
+
+def make_run(run: Path) -> None:
+    """Make a run folder, in a folder that is there: an empty folder for logs, and the mark that it is ours."""
+    run.mkdir(mode=0o700)
+    (run / LOGS).mkdir(mode=0o700)
+    write_private(run / MARK, "Made by cml-dask-magics, which removes it when it is old. Keep nothing here.\n")
+
+
+def close_run(root: Path, run: Path) -> None:
+    """Remove what sessions need to start, the secrets too; what they printed stays.
+
+    Without its scheduler file a session that starts late ends at once (see `commands`).
+
+    Parameters
+    ----------
+    root : Path
+        The state folder.
+    run : Path
+        The run folder.
+    """
+    try:
+        remove(root, run, _FILES)
+    except NotADirectoryError as error:  # what lies behind a link is the user's, who must not be kept from stopping
+        logger.warning("%s is left as it is: %s (%s)", run, error.strerror, error.filename)
+
+
+def remove_run(root: Path, run: Path) -> None:
+    """Remove a run folder of an ended cluster with the logs in it, but for what others have put there."""
+    remove(root, run / LOGS, _LOG, and_folder=True)
+    if set(remove(root, run, _FILES)) <= {MARK}:
+        remove(root, run, known(MARK), and_folder=True)
+
+
+def salvaged_record(name: str, run: Path | None) -> Record:
+    """A record from a run folder alone: how the cluster was claimed, and which sessions printed something.
+
+    Parameters
+    ----------
+    name : str
+        The cluster.
+    run : Path or None
+        Its run folder; None if there is none, and so nothing to know.
+    """
+    if run is None:
+        return Record(name, secrets.token_hex(4), "", time.time(), _NOBODY, settings={}, requested=0, state="stopping")
+    try:
+        claimed = record_from_json((run / CLAIM_FILE).read_text())
+    except (OSError, ValueError):
+        token = run.name.rpartition("-")[2]
+        claimed = Record(name, token, "", time.time(), _NOBODY, settings={}, requested=0)
+    scheduler = scheduler_session(run)
+    sessions = tuple(
+        replace(session_record(claimed, session, "scheduler" if session == scheduler else "worker"), salvaged=True)
+        for session in session_logs(run / LOGS)
+    )
+    return replace(
+        claimed,
+        # Where nobody knows what it was made of, it can be stopped, but not used.
+        state="running" if claimed.settings and _read_text(run / SCHEDULER_FILE) else "stopping",
+        requested=sum(session.role == "worker" for session in sessions),
+        sessions=sessions,
+        launching=(unknown_launches(claimed),),
+    )
+
+
+def unknown_launches(record: Record) -> Launch:
+    """Says that sessions of a cluster may exist that its record does not know."""
+    return Launch(secrets.token_hex(4), "worker", 0, record.created_at, _NOBODY, answered=True)
+
+
+def session_record(record: Record, session: str, role: Role) -> SessionRecord:
+    """The record of a session that nobody has answered for, as the cluster's settings say that it must be."""
+    prefix = "scheduler_" if role == "scheduler" else ""
+    return SessionRecord(
+        id=session,
+        role=role,
+        cpu=record.settings.get(f"{prefix}cpu", 0),
+        memory_gib=record.settings.get(f"{prefix}memory_gib", 0),
+        gpu=0 if prefix else record.settings.get("gpu", 0),
+        launched_at=time.time(),
+        launched_from=record.owner.session,
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return ""
