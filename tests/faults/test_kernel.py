@@ -39,7 +39,7 @@ def on_record(notebook: Faulty) -> dict[str, Any]:
 
 def scheduler_is_up(notebook: Faulty) -> bool:
     """Whether the scheduler has said where it listens."""
-    return any(path.stat().st_size for path in notebook.state.glob("runs/*/scheduler.json"))
+    return any(path.stat().st_size for path in private(notebook.state).glob("runs/*/scheduler.json"))
 
 
 def test_interrupt_at_any_time_of_a_start(notebook: Faulty) -> None:

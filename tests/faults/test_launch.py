@@ -19,7 +19,7 @@ def test_all_refused(notebook: Faulty) -> None:
 
 def test_some_refused(notebook: Faulty) -> None:
     """The same; the sessions that were granted have been stopped."""
-    notebook.workspace.fault("launch_refused", code="dask worker", skip=2, message="no such profile")
+    notebook.workspace.fault("launch_refused", code='session.py" worker', skip=2, message="no such profile")
     said = notebook.fail("%dask_up 3")
     assert said.count("no such profile") == 1 and "a session for a worker was refused" in said
     assert len(notebook.launched()) == 3
@@ -98,7 +98,7 @@ def test_takes_longer_than_the_timeout(notebook: Faulty) -> None:
 
 def test_pending_for_ever(notebook: Faulty) -> None:
     """After the timeout, an error that says so; nothing stays pending."""
-    notebook.workspace.fault("session_never_starts", code="dask worker")
+    notebook.workspace.fault("session_never_starts", code='session.py" worker')
     said = notebook.fail("%dask_up 2 --timeout 6s")
     assert "no worker connected within 6 s" in said
     assert said.count("was not started by the platform yet") == 2
@@ -106,7 +106,7 @@ def test_pending_for_ever(notebook: Faulty) -> None:
 
 def test_some_pending_for_ever(notebook: Faulty) -> None:
     """After the timeout, a warning that says how many are missing; the others work. Fewer can be asked for."""
-    notebook.workspace.fault("session_never_starts", code="dask worker", times=1)
+    notebook.workspace.fault("session_never_starts", code='session.py" worker', times=1)
     run = notebook.kernel.run("%dask_up 2 --timeout 8s", timeout=90)
     assert run.error is None and "1 of 2 workers" in run.stderr
     shown = notebook.status()

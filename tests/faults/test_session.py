@@ -13,7 +13,7 @@ pytestmark = pytest.mark.workspace
 
 def test_dies_before_running(notebook: Faulty) -> None:
     """An error that names it; nothing runs."""
-    notebook.workspace.fault("session_fails_before_running", code="dask worker", times=1, status="timedout")
+    notebook.workspace.fault("session_fails_before_running", code='session.py" worker', times=1, status="timedout")
     said = notebook.fail("%dask_up 2")
     (dead,) = [session.id for session in notebook.launched() if session.status == "timedout"]
     assert f"session {dead} (worker) ended (timedout) before it was of use; it printed nothing" in said
@@ -21,7 +21,7 @@ def test_dies_before_running(notebook: Faulty) -> None:
 
 def test_dies_after_running_before_dask(notebook: Faulty) -> None:
     """The same."""
-    notebook.workspace.fault("session_dies_before_code", code="dask worker", times=1)
+    notebook.workspace.fault("session_dies_before_code", code='session.py" worker', times=1)
     said = notebook.fail("%dask_up 2")
     (dead,) = [session.id for session in notebook.launched() if session.status == "failed"]
     assert f"session {dead} (worker) ended (failed) before it was of use" in said
@@ -55,7 +55,7 @@ def test_killed_for_memory_in_the_middle_of_a_computation(notebook: Faulty) -> N
 def test_what_takes_its_place_dies_before_dask_again_and_again(notebook: Faulty) -> None:
     """After three in a row no more are launched; the status says why, and `%dask_up` tries again."""
     notebook.run("%dask_up 1")
-    notebook.workspace.fault("session_dies_before_code", code="dask worker")
+    notebook.workspace.fault("session_dies_before_code", code='session.py" worker')
     notebook.workspace.end_session(notebook.running("worker")[0], "failed")
     notebook.await_told("3", "no more are launched")
     time.sleep(2)
