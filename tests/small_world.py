@@ -28,8 +28,7 @@ from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.record import Owner
 from cml_dask_magics.model.settings import Settings, make_settings
 from cml_dask_magics.platforms import pool as sessions
-from cml_dask_magics.platforms.api import Platform
-from cml_dask_magics.platforms.pool import PlatformError
+from cml_dask_magics.platforms.api import Platform, PlatformError
 from cml_dask_magics.registry import lease, liveness, registry
 from cml_dask_magics.registry import run_folder as runs
 from cml_dask_magics.registry.lease import Lease

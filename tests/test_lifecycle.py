@@ -8,10 +8,16 @@ from typing import Any, get_args
 
 import pytest
 
-from cml_dask_magics.model.lifecycle import CLUSTER_MOVES, SESSION_MOVES, Move, cluster_state, session_state
+from cml_dask_magics.model.lifecycle import (
+    CLUSTER_MOVES,
+    SESSION_MOVES,
+    Move,
+    SessionInfo,
+    cluster_state,
+    session_state,
+)
 from cml_dask_magics.model.record import Owner, Record
 from cml_dask_magics.model.status import ClusterState, SessionState
-from cml_dask_magics.platforms.pool import SessionInfo
 
 PAGE = Path(__file__).parent.parent / "docs" / "life-cycle.md"
 

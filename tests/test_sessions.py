@@ -7,8 +7,8 @@ import pytest
 from memory_platform import HTML, Answer, Workspace
 
 from cml_dask_magics.platforms import pool as sessions
-from cml_dask_magics.platforms.api import Platform
-from cml_dask_magics.platforms.pool import PlatformError, SessionPool
+from cml_dask_magics.platforms.api import Platform, PlatformError
+from cml_dask_magics.platforms.pool import SessionPool
 
 MINE, OTHER = "kernelsession", "othersession"
 

@@ -17,8 +17,8 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from cml_dask_magics import CMLCluster
 from cml_dask_magics.cluster import steering
-from cml_dask_magics.fleet.healing import FAILED_REPLACEMENTS
 from cml_dask_magics.magics import kernel_clusters as operations
+from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
 from cml_dask_magics.registry import lease
 from cml_dask_magics.registry.registry import Registry
 from cml_dask_magics.registry.run_folder import session_logs

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from cml_dask_magics.platforms.api import check_dashboard_port, find_platform
+from cml_dask_magics.platforms.find import check_dashboard_port, find_platform
 from cml_dask_magics.platforms.local import LocalSessions
 
 

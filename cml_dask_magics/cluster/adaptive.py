@@ -12,8 +12,8 @@ from typing import Any
 from dask.utils import parse_bytes
 from distributed.deploy.adaptive import Adaptive
 
-from cml_dask_magics.cluster.snapshot import session_of
 from cml_dask_magics.cluster.steering import SteeringCluster
+from cml_dask_magics.fleet.shell_lines import session_of
 from cml_dask_magics.registry.registry import GoneError
 
 

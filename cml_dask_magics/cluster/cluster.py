@@ -21,11 +21,11 @@ from tornado.ioloop import IOLoop
 from cml_dask_magics.cluster.connected import LOST_AFTER_S
 from cml_dask_magics.cluster.shielded import begin, finish
 from cml_dask_magics.cluster.start import TICK_S, StartingCluster, ready_in_part
-from cml_dask_magics.cluster.watching import StatusCallback
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
-from cml_dask_magics.fleet.fleet import Ended, Fleet, StillUpError
+from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.fleet.opening import ANSWER_TIMEOUT_S, claim, open_fleet
 from cml_dask_magics.model.settings import Settings, as_typed, make_settings
+from cml_dask_magics.model.status import Ended, StatusCallback
 from cml_dask_magics.registry.liveness import liveness, scheduler_address
 from cml_dask_magics.registry.registry import Registry
 

@@ -16,13 +16,14 @@ from distributed.protocol.pickle import dumps
 from distributed.utils import Log, Logs
 from tornado.ioloop import IOLoop
 
-from cml_dask_magics.cluster.snapshot import session_of, snapshot, utc
-from cml_dask_magics.cluster.watching import SHOWN_INTERVAL_S, CallableStatus, Repeated, StatusCallback, WatchingCluster
+from cml_dask_magics.cluster.snapshot import snapshot, utc
+from cml_dask_magics.cluster.watching import SHOWN_INTERVAL_S, CallableStatus, Repeated, WatchingCluster
 from cml_dask_magics.fleet.fleet import Fleet
+from cml_dask_magics.fleet.shell_lines import session_of
 from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.record import SessionRecord
 from cml_dask_magics.model.settings import Settings
-from cml_dask_magics.model.status import ClusterState, ClusterStatus
+from cml_dask_magics.model.status import ClusterState, ClusterStatus, StatusCallback
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.registry.certificates import read_security
 

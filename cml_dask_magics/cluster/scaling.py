@@ -18,9 +18,8 @@ from dask.utils import parse_bytes
 from tornado.ioloop import IOLoop
 
 from cml_dask_magics.cluster.connected import ConnectedCluster
-from cml_dask_magics.cluster.snapshot import session_of
 from cml_dask_magics.fleet.fleet import Fleet
-from cml_dask_magics.fleet.shell_lines import worker_memory_limit_bytes, worker_nthreads
+from cml_dask_magics.fleet.shell_lines import session_of, worker_memory_limit_bytes, worker_nthreads
 from cml_dask_magics.model.record import Record
 
 

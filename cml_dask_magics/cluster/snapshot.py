@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any
 
 from cml_dask_magics.cluster.feed import WorkerFigures
 from cml_dask_magics.fleet.fleet import Fleet
-from cml_dask_magics.fleet.healing import FAILED_REPLACEMENTS
+from cml_dask_magics.fleet.shell_lines import session_of
+from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
 from cml_dask_magics.model.record import SessionRecord
 from cml_dask_magics.model.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus
 
@@ -99,11 +98,6 @@ def sample(workers: Collection[WorkerFigures]) -> Sample:
         memory_bytes=sum(worker.memory_bytes for worker in workers),
         executing=sum(worker.executing for worker in workers),
     )
-
-
-def session_of(worker_name: Any) -> str:
-    """The session that a worker is named after; ``dask cuda worker`` appends a number a GPU."""
-    return re.sub(r"-\d{1,2}$", "", str(worker_name))
 
 
 def utc(seconds: float) -> datetime:

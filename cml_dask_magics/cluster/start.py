@@ -14,10 +14,10 @@ from typing import Any
 from tornado.ioloop import IOLoop
 
 from cml_dask_magics.cluster.adaptive import AdaptiveCluster
-from cml_dask_magics.cluster.watching import StatusCallback
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.model.record import Role
+from cml_dask_magics.model.status import StatusCallback
 from cml_dask_magics.platforms.pool import Launched
 from cml_dask_magics.registry.liveness import scheduler_address
 

@@ -20,8 +20,8 @@ from cml_dask_magics.cluster.watching import Repeated
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.fleet.healing import Healer, named
 from cml_dask_magics.fleet.launches import EndingError
+from cml_dask_magics.registry.kernels import kernel_may_live
 from cml_dask_magics.registry.lease import Lease
-from cml_dask_magics.registry.liveness import kernel_may_live
 from cml_dask_magics.registry.registry import GoneError
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,9 @@ from tornado.ioloop import IOLoop
 
 from cml_dask_magics.cluster import feed
 from cml_dask_magics.cluster.feed import WorkerFigures
-from cml_dask_magics.cluster.snapshot import sample, session_of
-from cml_dask_magics.model.status import ClusterStatus, Sample
+from cml_dask_magics.cluster.snapshot import sample
+from cml_dask_magics.fleet.shell_lines import session_of
+from cml_dask_magics.model.status import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,6 @@ _UNSEEN_INTERVAL_S = 5.0
 _HISTORY_S = 300.0
 _RECONNECT_S = 1.0
 _ANSWER_TIMEOUT_S = 3.0
-
-StatusCallback = Callable[[ClusterStatus], None]
 
 
 class CallableStatus:

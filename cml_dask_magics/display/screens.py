@@ -15,15 +15,13 @@ from IPython.display import display
 from rich.console import Console
 
 from cml_dask_magics.cluster.cluster import CMLCluster
-from cml_dask_magics.cluster.watching import StatusCallback
 from cml_dask_magics.display.listing import PAGE_ROWS
 from cml_dask_magics.display.panel.cluster_list import Several
 from cml_dask_magics.display.panel.output import Output
 from cml_dask_magics.display.panel.panel import Panel, PanelActions
 from cml_dask_magics.display.text import format_bytes, format_duration_s, progress_line, to_html, to_text
-from cml_dask_magics.fleet.fleet import Ended
 from cml_dask_magics.magics import kernel_clusters
-from cml_dask_magics.model.status import ClusterStatus
+from cml_dask_magics.model.status import ClusterStatus, Ended, StatusCallback
 
 
 class _Shown:

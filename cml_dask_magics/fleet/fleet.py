@@ -8,19 +8,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from cml_dask_magics.fleet.launches import STOP_TIMEOUT_S, LaunchedFleet
-from cml_dask_magics.fleet.shell_lines import FORMER_SCHEDULER_FILE, SCHEDULER_FILE
-from cml_dask_magics.model.accounting import usage, with_usage_until_now
+from cml_dask_magics.model.lifecycle import SessionInfo, usage, with_usage_until_now
 from cml_dask_magics.model.record import Record
-from cml_dask_magics.model.status import Usage
-from cml_dask_magics.platforms.pool import Launched, PlatformError, SessionInfo
+from cml_dask_magics.model.status import Ended
+from cml_dask_magics.platforms.api import PlatformError
+from cml_dask_magics.platforms.pool import Launched
 from cml_dask_magics.registry.files import rename
 from cml_dask_magics.registry.liveness import answers, scheduler_address
 from cml_dask_magics.registry.registry import GoneError, RegistryError
-from cml_dask_magics.registry.run_folder import scheduler_session, session_record
+from cml_dask_magics.registry.run_folder import FORMER_SCHEDULER_FILE, SCHEDULER_FILE, scheduler_session, session_record
 
 _SUSPECT_WAIT_S = 30.0
 # Moving a worker's data away may take long.
@@ -31,16 +31,6 @@ _CLOCKS_DIFFER_S = 120.0
 
 class StillUpError(RuntimeError):
     """Sessions that were told to stop have not ended; their record is kept."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What was stopped: how many sessions, after how many seconds, and what they used."""
-
-    name: str
-    sessions: int
-    uptime_s: float
-    usage: Usage
 
 
 class Fleet(LaunchedFleet):

@@ -10,9 +10,9 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from cml_dask_magics.fleet.fleet import Fleet
+from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
 from cml_dask_magics.registry.run_folder import scheduler_session
 
-FAILED_REPLACEMENTS = 3
 REFUSED_PAUSE_S = 60.0
 _NAMED_WORKERS = 3
 _IDLE_WORDS = "closing after being idle"

@@ -15,9 +15,9 @@ from typing import Any
 
 import dask.config
 
-from cml_dask_magics.fleet.shell_lines import SESSION_DATA, SESSION_PROGRAM
 from cml_dask_magics.model.settings import SECTION, Settings
 from cml_dask_magics.registry.files import write_private
+from cml_dask_magics.registry.run_folder import SESSION_DATA, SESSION_PROGRAM
 
 # What holds in the kernel alone: its client, where other clusters of its are, our settings (with the values of --env).
 _KERNELS_OWN = ("scheduler", "shuffle", "pool", "get", "scheduler-address", "scheduler-file", "labextension", SECTION)

@@ -16,15 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from cml_dask_magics.fleet import shell_lines
-from cml_dask_magics.model.accounting import usage, with_usage_of, with_usage_until_now
-from cml_dask_magics.model.lifecycle import is_planned, session_state
+from cml_dask_magics.model.lifecycle import (
+    SessionInfo,
+    is_planned,
+    session_state,
+    usage,
+    with_usage_of,
+    with_usage_until_now,
+)
 from cml_dask_magics.model.record import Launch, Record, Role, SessionRecord
 from cml_dask_magics.model.settings import Settings
 from cml_dask_magics.model.status import SessionState, Usage
-from cml_dask_magics.platforms.pool import Launched, SessionInfo, SessionPool
-from cml_dask_magics.registry.liveness import kernel_may_live, this_kernel
+from cml_dask_magics.platforms.pool import Launched, SessionPool
+from cml_dask_magics.registry.kernels import kernel_may_live, this_kernel
 from cml_dask_magics.registry.registry import GoneError, Registry
-from cml_dask_magics.registry.run_folder import LOGS, read_tail
+from cml_dask_magics.registry.run_folder import LOG_SUFFIX, LOGS, read_tail
 
 STOP_TIMEOUT_S = 60.0
 # One request a session, ten at a time, and a platform that may be slow: then the call is over, or its kernel is.
@@ -316,7 +322,7 @@ class LaunchedFleet:
 
     def tail(self, session: str, lines: int) -> list[str]:
         """The last lines that a session printed; empty if nothing was (or can be) read."""
-        return read_tail(self.folder / LOGS / f"{session}{shell_lines.LOG_SUFFIX}", lines)
+        return read_tail(self.folder / LOGS / f"{session}{LOG_SUFFIX}", lines)
 
     def ip_address(self, session: SessionRecord) -> str | None:
         """The session's address, once the platform knows it."""

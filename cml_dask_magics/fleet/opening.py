@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.inheritance import write_inheritance
-from cml_dask_magics.fleet.shell_lines import SCHEDULER_FILE, SESSION_PROGRAM
 from cml_dask_magics.model.record import Record
 from cml_dask_magics.model.settings import (
     OPTIONS,
@@ -20,12 +19,15 @@ from cml_dask_magics.model.settings import (
     settings_from_json,
     settings_to_json,
 )
-from cml_dask_magics.platforms.api import Platform, check_dashboard_port, find_platform
+from cml_dask_magics.platforms.api import Platform
+from cml_dask_magics.platforms.find import check_dashboard_port, find_platform
 from cml_dask_magics.platforms.pool import SessionPool
 from cml_dask_magics.registry.certificates import write_certificates
 from cml_dask_magics.registry.files import listed, write_private
-from cml_dask_magics.registry.liveness import liveness, this_kernel
+from cml_dask_magics.registry.kernels import this_kernel
+from cml_dask_magics.registry.liveness import liveness
 from cml_dask_magics.registry.registry import NameTakenError, Registry
+from cml_dask_magics.registry.run_folder import SCHEDULER_FILE, SESSION_PROGRAM
 
 ANSWER_TIMEOUT_S = 3.0
 _pools: dict[tuple[str, Path], SessionPool] = {}

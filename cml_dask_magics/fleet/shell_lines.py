@@ -7,16 +7,13 @@ line: paths and names travel in the environment, and the lines hold no braces.
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
+from typing import Any
 
 from cml_dask_magics.model.settings import Settings
+from cml_dask_magics.registry.run_folder import LOG_SUFFIX, SCHEDULER_SESSION_FILE, SESSION_PROGRAM
 
-SCHEDULER_FILE = "scheduler.json"
-# What the scheduler file is called once its cluster is being stopped.
-FORMER_SCHEDULER_FILE = "scheduler.former.json"
-SCHEDULER_SESSION_FILE = "scheduler.session"
-SESSION_PROGRAM, SESSION_DATA = "session.py", "session.json"
-LOG_SUFFIX = ".log"
 _GIB = 2**30
 
 # Output goes where every session of the project can read it, under the id of the session: the platform hands out no
@@ -101,3 +98,8 @@ def worker_memory_limit_bytes(memory_gib: float) -> int:
     """
     reserved_gib = min(memory_gib / 2, max(0.25, min(1.0, memory_gib / 10)))
     return int((memory_gib - reserved_gib) * _GIB)
+
+
+def session_of(worker_name: Any) -> str:
+    """The session that a worker is named after; ``dask cuda worker`` appends a number a GPU."""
+    return re.sub(r"-\d{1,2}$", "", str(worker_name))

@@ -15,14 +15,13 @@ from distributed import Client
 from cml_dask_magics.cluster.cluster import CMLCluster
 from cml_dask_magics.cluster.shielded import finish
 from cml_dask_magics.cluster.snapshot import snapshot
-from cml_dask_magics.cluster.watching import StatusCallback
-from cml_dask_magics.fleet.fleet import Ended, Fleet
+from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.opening import ANSWER_TIMEOUT_S, open_fleet, settings_of, what_fits
 from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.record import Record
 from cml_dask_magics.model.settings import OPTIONS, Settings, as_typed
-from cml_dask_magics.model.status import ClusterStatus
-from cml_dask_magics.platforms.pool import PlatformError
+from cml_dask_magics.model.status import ClusterStatus, Ended, StatusCallback
+from cml_dask_magics.platforms.api import PlatformError
 from cml_dask_magics.registry.liveness import liveness
 from cml_dask_magics.registry.registry import NameTakenError, Registry
 from cml_dask_magics.registry.run_folder import read_tail, session_logs

@@ -5,11 +5,16 @@ The one place that says so; ``docs/life-cycle.md`` shows the same table. Pure fu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from cml_dask_magics.model.record import Record, SessionRecord
-from cml_dask_magics.model.status import ClusterState, SessionState
-from cml_dask_magics.platforms.pool import SessionInfo
+from cml_dask_magics.model.status import ClusterState, SessionState, Usage
+
+Phase = Literal["pending", "running", "ended"]
+
+FAILED_REPLACEMENTS = 3
 
 
 @dataclass(frozen=True)
@@ -109,3 +114,41 @@ def cluster_state(record: Record, connected: int, *, scheduler_lost: bool) -> Cl
 def is_planned(session: SessionRecord) -> bool:
     """Whether a session holds, or will hold, one of the workers that were asked for."""
     return session.role == "worker" and session.stopping_at is None
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """One session as the platform shows it; `created_at` in seconds since the epoch."""
+
+    id: str
+    phase: Phase
+    status: str
+    ip_address: str | None = None
+    app_url: str | None = None
+    created_at: float | None = None
+
+
+def usage(record: Record) -> Usage:
+    """What the sessions that left the record have used."""
+    return Usage(record.core_s / 3600, record.gib_s / 3600, record.gpu_s / 3600)
+
+
+def with_usage_until_now(record: Record) -> Record:
+    """The record with what the sessions in it have used so far added."""
+    now = time.time()
+    for session in record.sessions:
+        record = with_usage_of(record, replace(session, ended_at=session.ended_at or now))
+    return record
+
+
+def with_usage_of(record: Record, session: SessionRecord) -> Record:
+    """The record with what an ended session has used added. What never ran used nothing."""
+    if session.running_at is None or session.ended_at is None:
+        return record
+    used_s = max(0.0, session.ended_at - session.running_at)
+    return replace(
+        record,
+        core_s=record.core_s + session.cpu * used_s,
+        gib_s=record.gib_s + session.memory_gib * used_s,
+        gpu_s=record.gpu_s + session.gpu * used_s,
+    )

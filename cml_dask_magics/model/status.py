@@ -5,11 +5,13 @@ Knows nothing of Dask, sessions, widgets or files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
 ClusterState = Literal["starting", "running", "degraded", "stopping", "lost"]
+
 """``degraded``: fewer workers than asked for. ``lost``: the scheduler is gone."""
 
 SessionState = Literal["pending", "starting", "running", "stopping", "ended", "failed"]
@@ -152,3 +154,16 @@ class ClusterStatus:
     def ready(self) -> int:
         """How many workers are connected to the scheduler and take tasks."""
         return sum(worker.state == "running" for worker in self.workers)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What was stopped: how many sessions, after how many seconds, and what they used."""
+
+    name: str
+    sessions: int
+    uptime_s: float
+    usage: Usage
+
+
+StatusCallback = Callable[[ClusterStatus], None]

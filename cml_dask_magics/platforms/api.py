@@ -1,23 +1,15 @@
-"""The seam: the platform's four calls as a protocol, and which module provides them here.
+"""The seam: the platform's four calls as a protocol, and what is peculiar to who provides them.
 
 Anything that has the four calls is a platform: Cloudera's ``cml.workers_v1`` and the older ``cdsw`` as they stand, and
-`local_sessions` on any machine. Does not know what runs in a session.
+`local` on any machine. Does not know what runs in a session.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
-
-_MODULES = {"cml": "cml.workers_v1", "cdsw": "cdsw"}
-LOCAL_SESSIONS_FOLDER = "local-sessions"
-_CALLS = ("launch_workers", "list_workers", "await_workers", "stop_workers")
 
 
 class WorkersAPI(Protocol):
@@ -27,7 +19,7 @@ class WorkersAPI(Protocol):
     """
 
     # ``await_workers`` is the fourth call. It polls every 5 seconds, gives a pass up at the first session that is
-    # not ready and leaves out sessions that are not listed, so `sessions` lists for itself and never calls it.
+    # not ready and leaves out sessions that are not listed, so `pool` lists for itself and never calls it.
 
     def launch_workers(
         self,
@@ -86,68 +78,5 @@ class Platform:
     memory_gib: float = math.inf
 
 
-def find_platform(directory: Path, local: bool = False) -> Platform:
-    """The platform that this kernel can launch sessions on.
-
-    Parameters
-    ----------
-    directory : Path
-        In a folder of which local sessions are remembered.
-    local : bool
-        Choose this machine, whatever else there is.
-
-    Raises
-    ------
-    RuntimeError
-        Inside a CML session when neither of Cloudera's modules can be imported: falling back to local
-        processes would quietly overload the session.
-    """
-    session = os.environ.get("CDSW_ENGINE_ID", "")
-    if not local:
-        reasons = []
-        for backend, module in _MODULES.items():
-            try:
-                api: Any = importlib.import_module(module)
-            except Exception as error:  # whatever a vendor's module raises, it is not to be had
-                reasons.append(f"{module}: {' '.join(str(error).split())}")
-                continue
-            if all(callable(getattr(api, call, None)) for call in _CALLS):
-                return Platform(backend, api, session=session, domain=os.environ.get("CDSW_DOMAIN", ""))
-            reasons.append(f"{module}: it lacks one of {', '.join(_CALLS)}")
-        if session:
-            raise RuntimeError(
-                f"this is CML session {session}, but the Workers API cannot be imported ({'; '.join(reasons)}); "
-                "use a runtime that has it, or --local for processes of this session alone"
-            )
-    from dask.system import CPU_COUNT
-    from distributed.system import MEMORY_LIMIT
-
-    from cml_dask_magics.platforms.local import LocalSessions
-
-    return Platform(
-        "local",
-        LocalSessions(directory / LOCAL_SESSIONS_FOLDER),
-        scheduler_port=0,
-        browser_is_here=True,
-        cores=CPU_COUNT,
-        memory_gib=MEMORY_LIMIT / 2**30,
-    )
-
-
-def check_dashboard_port(platform: Platform) -> None:
-    """Make sure that the scheduler's session will have a port for its dashboard.
-
-    Raises
-    ------
-    ValueError
-        If ``CDSW_READONLY_PORT``, the same in all sessions of a workspace, is missing here or is no port.
-    """
-    if platform.backend == "local":
-        return
-    value = os.environ.get("CDSW_READONLY_PORT")
-    if value is None or not re.fullmatch(r"[0-9]{1,5}", value) or not 1 <= int(value) <= 65535:
-        found = "is not set" if value is None else f"is {value!r}"
-        raise ValueError(
-            f"CDSW_READONLY_PORT must be a port from 1 to 65535 for the dashboard to be served on, but {found} "
-            "in this session; give a port with --dashboard-port"
-        )
+class PlatformError(RuntimeError):
+    """The platform refused, failed or answered nonsense; the message holds its own words."""

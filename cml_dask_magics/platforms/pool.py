@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
-from cml_dask_magics.platforms.api import Platform
+from cml_dask_magics.model.lifecycle import SessionInfo
+from cml_dask_magics.platforms.api import Platform, PlatformError
 
 logger = logging.getLogger(__name__)
 
-Phase = Literal["pending", "running", "ended"]
 _ENDED = frozenset({"succeeded", "failed", "stopped", "timedout"})
 _POLL_FIRST_S, _POLL_PENDING_S, _POLL_QUIET_S = 0.2, 1.0, 5.0
 # One listing without a session is no proof of its death: listings have been seen to miss one, and a session that was
@@ -26,22 +26,6 @@ _POLL_FIRST_S, _POLL_PENDING_S, _POLL_QUIET_S = 0.2, 1.0, 5.0
 _MISSES_THAT_PROVE, _MISSING_S_THAT_PROVES = 3, 5.0
 _STOP_AGAIN_S = 5.0
 _STOPPED = "stopped"
-
-
-class PlatformError(RuntimeError):
-    """The platform refused, failed or answered nonsense; the message holds its own words."""
-
-
-@dataclass(frozen=True)
-class SessionInfo:
-    """One session as the platform shows it; `created_at` in seconds since the epoch."""
-
-    id: str
-    phase: Phase
-    status: str
-    ip_address: str | None = None
-    app_url: str | None = None
-    created_at: float | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 from cml_dask_magics.model.record import Owner
 from cml_dask_magics.registry.files import known, remove, write_private
-from cml_dask_magics.registry.liveness import kernel_may_live
+from cml_dask_magics.registry.kernels import kernel_may_live
 from cml_dask_magics.registry.registry import LEASE_FILE, Registry
 
 BEAT_S = 5.0

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from cml_dask_magics.fleet.shell_lines import FORMER_SCHEDULER_FILE, SCHEDULER_FILE
-from cml_dask_magics.model.record import Owner, Record
+from cml_dask_magics.model.record import Record
+from cml_dask_magics.registry.kernels import kernel_may_live
+from cml_dask_magics.registry.run_folder import FORMER_SCHEDULER_FILE, SCHEDULER_FILE
 
 Liveness = Literal["answers", "starting", "silent"]
 # How long after its start's deadline a cluster that has not come up may still be in somebody's hands.
@@ -69,16 +69,6 @@ def scheduler_address(record: Record, run_folder: Path) -> str | None:
     return None
 
 
-def kernel_may_live(kernel: Owner) -> bool:
-    """Whether a kernel may still be there: one in another session cannot be looked at."""
-    return kernel.hostname != socket.gethostname() or _process_lives(kernel.pid)
-
-
-def this_kernel(session: str) -> Owner:
-    """The kernel that asks, in the session of that id."""
-    return Owner(session, socket.gethostname(), os.getpid())
-
-
 def _owner_may_live(record: Record) -> bool:
     if not kernel_may_live(record.owner):
         return False
@@ -86,13 +76,3 @@ def _owner_may_live(record: Record) -> bool:
     timeout_s = record.settings.get("timeout_s")
     limit_s = (timeout_s if isinstance(timeout_s, (int, float)) else 0.0) + _START_SLACK_S
     return time.time() < record.created_at + limit_s
-
-
-def _process_lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # somebody else's process by now, or not ours to ask
-        return True
-    return True

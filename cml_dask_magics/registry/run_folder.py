@@ -13,25 +13,23 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from cml_dask_magics.fleet.shell_lines import (
-    FORMER_SCHEDULER_FILE,
-    LOG_SUFFIX,
-    SCHEDULER_FILE,
-    SCHEDULER_SESSION_FILE,
-    SESSION_DATA,
-    SESSION_PROGRAM,
-)
 from cml_dask_magics.model.record import Launch, Owner, Record, Role, SessionRecord, record_from_json
 from cml_dask_magics.registry.files import known, remove, write_private
 
 logger = logging.getLogger(__name__)
 
+SCHEDULER_FILE = "scheduler.json"
+# What the scheduler file is called once its cluster is being stopped.
+FORMER_SCHEDULER_FILE = "scheduler.former.json"
+SCHEDULER_SESSION_FILE = "scheduler.session"
+SESSION_PROGRAM, SESSION_DATA = "session.py", "session.json"
+LOG_SUFFIX = ".log"
 CLAIM_FILE = "claim.json"
 LOGS = "logs"
 # In every folder that was made for a start: an old folder without it is not ours to remove.
 MARK = ".cml-dask-magics"
 _RUN_FOLDER = re.compile(r"([A-Za-z0-9_-]{1,40})-[0-9a-f]{8}")
-# All that is put beside the logs; `security` writes the certificates.
+# All that is put beside the logs; `certificates` writes the certificates.
 _NAMES = (CLAIM_FILE, SCHEDULER_FILE, FORMER_SCHEDULER_FILE, SCHEDULER_SESSION_FILE, SESSION_DATA, SESSION_PROGRAM)
 _FILES = known(*_NAMES, "ca.pem", "cert.pem", "key.pem")
 _LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)" + re.escape(LOG_SUFFIX))
