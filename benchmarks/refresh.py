@@ -26,7 +26,8 @@ from comm.base_comm import BaseComm
 from distributed.deploy.cluster import Cluster
 from distributed.objects import SchedulerInfo
 
-from cml_dask_magics.display.panel.panel import Panel, PanelActions
+from cml_dask_magics.display.actions import PanelActions
+from cml_dask_magics.display.panel.panel import Panel
 from cml_dask_magics.model.status import ClusterStatus, Event, Sample, SessionStatus
 
 SIZES = (10, 100, 1000, 5000)

@@ -16,7 +16,8 @@ import ipywidgets
 import pytest
 from test_render import NASTY, NOW, Page, cluster, history, starting, worker
 
-from cml_dask_magics.display.panel.panel import Panel, PanelActions
+from cml_dask_magics.display.actions import PanelActions
+from cml_dask_magics.display.panel.panel import Panel
 from cml_dask_magics.model.status import ClusterStatus, Event
 
 VIEW = "application/vnd.jupyter.widget-view+json"

@@ -10,9 +10,9 @@ import contextlib
 import secrets
 import time
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from distributed.core import Status
 from distributed.utils import NoOpAwaitable
@@ -85,6 +85,9 @@ class CMLCluster(StartingCluster):
     >>> with CMLCluster(n_workers=4, cpu=2, memory=8) as cluster, cluster.get_client() as client:
     ...     client.submit(sum, range(10)).result()
     """
+
+    shown_by: ClassVar[Callable[[Any], object]] = print
+    """What shows a cluster that is a cell's value; `cml_dask_magics` sets it."""
 
     def __init__(
         self,
@@ -336,11 +339,7 @@ class CMLCluster(StartingCluster):
         return self._fleet.notes
 
     def _ipython_display_(self, **_: Any) -> None:
-        from cml_dask_magics.display import (
-            screens as show,  # it stands above this module, and is needed where there is a screen
-        )
-
-        show.show_cluster(self)
+        type(self).shown_by(self)
 
     # Closing
 

@@ -16,11 +16,12 @@ from typing import Any
 from rich.cells import cell_len
 
 from cml_dask_magics.display.html.basics import SIGNS
-from cml_dask_magics.display.html.pieces import Kind, to_html
+from cml_dask_magics.display.html.pieces import to_html
 from cml_dask_magics.display.listing import Wanted, choose
 from cml_dask_magics.display.totals import totals
 from cml_dask_magics.display.words import (
     NO_VALUE,
+    Kind,
     advice_words,
     clean,
     count_words,

@@ -9,10 +9,14 @@ import math
 import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from typing import Literal
 from urllib.parse import urlsplit
 
 from cml_dask_magics.display.totals import Totals, totals
-from cml_dask_magics.model.status import ClusterStatus, Event, SessionState, SessionStatus
+from cml_dask_magics.model.status import ClusterStatus, Ended, Event, SessionState, SessionStatus
+
+Kind = Literal["ended", "failed"]
+"""How a cluster came to its end."""
 
 NO_VALUE = "\N{EN DASH}"
 """Stands where nothing is known."""
@@ -221,6 +225,18 @@ def memory_words(session: SessionStatus) -> str:
 def latest_events(events: Sequence[Event], limit: int = MAX_EVENTS) -> list[Event]:
     """The newest events, newest first."""
     return sorted(events, key=lambda event: event.at)[-limit:][::-1]
+
+
+def ended_words(ended: Ended, peak_memory_bytes: int = 0) -> str:
+    """What was stopped, in one sentence."""
+    usage = ended.usage
+    gpu = f", {usage.gpu_hours:.2f} GPU-hours" if usage.gpu_hours else ""
+    peak = f"; {format_bytes(peak_memory_bytes)} of memory at most" if peak_memory_bytes else ""
+    sessions = f"{ended.sessions} session" + ("s" if ended.sessions != 1 else "")
+    return (
+        f"Stopped cluster {ended.name!r}: {sessions} after {format_duration_s(ended.uptime_s)}; "
+        f"used {usage.core_hours:.2f} core-hours, {usage.gib_hours:.2f} GiB-hours{gpu}{peak}."
+    )
 
 
 def _hours(value: float) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from operator import attrgetter
-from typing import Literal
 
 from cml_dask_magics.display.html.basics import anchor, sign, text
 from cml_dask_magics.display.html.graphs import bar, graph, memory_ink, width
@@ -18,6 +17,7 @@ from cml_dask_magics.display.listing import Wanted, choose
 from cml_dask_magics.display.totals import Totals, totals
 from cml_dask_magics.display.words import (
     MAX_EVENTS,
+    Kind,
     advice_words,
     count_words,
     estimate_words,
@@ -31,8 +31,6 @@ from cml_dask_magics.display.words import (
     workers_words,
 )
 from cml_dask_magics.model.status import ClusterStatus, Event
-
-Kind = Literal["ended", "failed"]
 
 _CPU = attrgetter("cpu_percent")
 _MEMORY = attrgetter("memory_bytes")

@@ -7,48 +7,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets
 
+from cml_dask_magics.display.actions import PanelActions
 from cml_dask_magics.display.html.looks import classed
 from cml_dask_magics.display.panel.log_view import LogView
 from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, number, show
 from cml_dask_magics.display.words import clean, plural
 from cml_dask_magics.model.status import ClusterStatus, SessionStatus
-
-
-@dataclass(frozen=True)
-class PanelActions:
-    """What the panel's controls do. Each may take as long as it needs, and may raise; one that is None has no control.
-
-    Parameters
-    ----------
-    scale : callable
-        ``scale(n)``: give the cluster ``n`` workers.
-    stop : callable
-        ``stop()``: end the cluster; returns a summary of one or a few sentences.
-    adapt : callable, optional
-        ``adapt(minimum, maximum)``: let Dask scale between the two.
-    keep : callable, optional
-        ``keep()``: start the idle countdown anew.
-    restart : callable, optional
-        ``restart(session)``: restart the worker in a session.
-    log : callable, optional
-        ``log(session)``: the last 200 lines that it printed.
-    max_workers : int
-        The largest number that the panel lets the user ask for.
-    """
-
-    scale: Callable[[int], object]
-    stop: Callable[[], str]
-    adapt: Callable[[int, int], object] | None = None
-    keep: Callable[[], object] | None = None
-    restart: Callable[[str], object] | None = None
-    log: Callable[[str], list[str]] | None = None
-    max_workers: int = 500
-
 
 Start = Callable[[str, str, Callable[[], object]], None]
 """``start(doing, failure, action)``: show that a button was pressed, then act in a thread."""

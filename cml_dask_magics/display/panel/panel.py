@@ -12,21 +12,19 @@ from typing import Any
 
 import ipywidgets
 
+from cml_dask_magics.display.actions import PanelActions
 from cml_dask_magics.display.html import pieces
 from cml_dask_magics.display.html.looks import Dress, classed, inline
-from cml_dask_magics.display.html.pieces import Kind
 from cml_dask_magics.display.listing import PAGE_ROWS
-from cml_dask_magics.display.panel.controls import PanelActions, Steering
+from cml_dask_magics.display.panel.controls import Steering
 from cml_dask_magics.display.panel.output import style_of
 from cml_dask_magics.display.panel.page import page_piece
 from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, close, show
 from cml_dask_magics.display.panel.worker_table import WorkerTable
 from cml_dask_magics.display.text import ended_line, status_line, to_text
 from cml_dask_magics.display.totals import Tally
-from cml_dask_magics.display.words import MAX_EVENTS, MORE_EVENTS, clean, utc_now
+from cml_dask_magics.display.words import MAX_EVENTS, MORE_EVENTS, Kind, clean, utc_now
 from cml_dask_magics.model.status import ClusterStatus, SessionStatus
-
-__all__ = ["Panel", "PanelActions"]
 
 _BUSY = "The notebook is busy: a button pressed now works when the cell is done."
 
