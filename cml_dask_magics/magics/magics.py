@@ -128,8 +128,9 @@ class DaskMagics:
             return
         if sum((typed.text, typed.json, typed.logs is not None)) > 1:
             raise UsageError("--text, --json and --logs exclude each other; give one of them")
+        from cml_dask_magics.display.document import to_json
         from cml_dask_magics.display.screens import in_notebook, screens
-        from cml_dask_magics.display.text import to_json, to_text
+        from cml_dask_magics.display.text import to_text
         from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
         settings = _settings(name=typed.name)

@@ -1,6 +1,6 @@
 """The table of a cluster's sessions as HTML: a row for the scheduler and one for each worker that is listed.
 
-Which workers are listed, and in which order, is decided in ``render_rows``.
+Which workers are listed, and in which order, is decided in ``listing``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cml_dask_magics.model.status import SessionStatus
 
 
 class Column(NamedTuple):
-    """A column: its key in ``render_rows.SORTS``, title, share of the width in per cent, and whether it has numbers."""
+    """A column: its key in ``listing.SORTS``, title, share of the width in per cent, and whether it has numbers."""
 
     key: str
     title: str

@@ -15,7 +15,8 @@ from cml_dask_magics.display.actions import PanelActions
 from cml_dask_magics.display.html.looks import classed
 from cml_dask_magics.display.panel.log_view import LogView
 from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, number, show
-from cml_dask_magics.display.words import clean, plural
+from cml_dask_magics.display.safe import clean
+from cml_dask_magics.display.words import plural
 from cml_dask_magics.model.status import ClusterStatus, SessionStatus
 
 Start = Callable[[str, str, Callable[[], object]], None]
