@@ -27,8 +27,6 @@ class PanelActions:
         ``restart(session)``: restart the worker in a session.
     log : callable, optional
         ``log(session)``: the last 200 lines that it printed.
-    max_workers : int
-        The largest number that the panel lets the user ask for.
     """
 
     scale: Callable[[int], object]
@@ -37,7 +35,6 @@ class PanelActions:
     keep: Callable[[], object] | None = None
     restart: Callable[[str], object] | None = None
     log: Callable[[str], list[str]] | None = None
-    max_workers: int = 500
 
 
 OnEnd = Callable[[str, Kind], None]

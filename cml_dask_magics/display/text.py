@@ -27,7 +27,6 @@ from cml_dask_magics.display.words import (
     format_percent,
     latest_events,
     memory_words,
-    message_words,
     phase_words,
     totals,
     utc_now,
@@ -70,7 +69,7 @@ def to_text(
     for index, status in enumerate(statuses):
         if index:
             console.print()
-        # Text objects, not strings: what stands in square brackets is a message's own, not markup.
+        # Text objects, not strings: square brackets in an event are no markup.
         sums = totals(status)
         console.print(Text(f"{clean(status.name)}: {status.state}, {workers_words(status, sums)}"))
         console.print(Text(" · ".join(fact_words(status, now))))
@@ -90,9 +89,6 @@ def to_text(
             out.write("\n".join([*_table(shown, now), ""]))
         if more := len(status.workers) - len(shown):
             console.print(Text(f"… and {more:,} more"))
-        for session in (*filter(None, [status.scheduler]), *shown):
-            if words := message_words(session):
-                console.print(Text(f"{clean(session.session)} {session.state}: {words}"))
         for event in latest_events(status.events):
             console.print(Text(f"{format_at(event.at, now)} {clean(event.message)}"))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -26,9 +26,6 @@ MAX_EVENTS = 5
 MORE_EVENTS = 50
 """Events that a picture lists for a reader who wants more of them."""
 
-MAX_MESSAGE = 300
-"""Characters of the platform's words about one session that a picture shows."""
-
 SIGNS = {
     "running": "●",
     "starting": "◐",
@@ -78,12 +75,6 @@ def totals(status: ClusterStatus) -> Totals:
         sum(worker.memory_bytes for worker in up),
         sum(worker.executing for worker in up),
     )
-
-
-def message_words(session: SessionStatus) -> str:
-    """The platform's words about a session, fit to print; an answer as long as a web page is cut."""
-    words = clean(session.message[: MAX_MESSAGE + 1]).strip()
-    return f"{words[:MAX_MESSAGE]}…" if len(session.message) > MAX_MESSAGE else words
 
 
 def plural(count: int, noun: str) -> str:

@@ -119,11 +119,15 @@ class KernelClusters:
         list of str
             What is wrong with those clusters that cannot be looked at: one does not keep the others from being seen.
         """
+        on_record = self.names(state_directory)
         found, problems = [], []
-        for key in [key for key in list(self._held) if key[0] == state_directory and name in (None, key[1])]:
-            if self._alive(key) is None and (words := self._parting_words.pop(key, "")):
-                problems.append(words)
-        for each in self.names(state_directory) if name is None else [name]:
+        for key in sorted({*self._held, *self._parting_words}):
+            if key[0] == state_directory and name in (None, key[1]):
+                if key[1] not in on_record or not self.is_held(*key):
+                    self._alive(key)  # lets go of it
+                if words := self._parting_words.pop(key, ""):
+                    problems.append(words)
+        for each in on_record if name is None else [name]:
             try:
                 status = self._status((state_directory, each))
             except RuntimeError as error:
@@ -242,9 +246,15 @@ class KernelClusters:
         return None
 
     def _status(self, key: _Key) -> ClusterStatus | None:
+        directory, name = key
+        held = self._held.get(key)
+        if held is not None and not held.closed and not held.silent_s:
+            # The scheduler told its news within the last seconds: it need not be asked over a new connection.
+            seen = _last_seen(held)
+            if seen.state not in ("lost", "stopping"):
+                return seen
         cluster = self._alive(key)
         if cluster is None:
-            directory, name = key
             fleet = open_fleet(Registry(directory), name)
             if fleet is None:
                 return None
@@ -274,6 +284,16 @@ def interrupted_words(state_directory: Path, name: str) -> str:
             f"%dask_status {name} shows what is left, %dask_down {name} waits for it."
         )
     return f"Interrupted. Cluster {name!r} is on record: %dask_status {name} shows it, %dask_down {name} stops it."
+
+
+def _last_seen(cluster: CMLCluster) -> ClusterStatus:
+    """The cluster as this kernel last heard of it."""
+
+    async def picture() -> ClusterStatus:  # on the loop, which changes what is read here
+        return cluster.picture()
+
+    seen: ClusterStatus = cluster.sync(picture)
+    return seen
 
 
 def _last_words(cluster: CMLCluster) -> tuple[str, Kind]:

@@ -17,6 +17,7 @@ from cml_dask_magics.display.html import pieces
 from cml_dask_magics.display.html.looks import Dress, classed, inline
 from cml_dask_magics.display.listing import PAGE_ROWS
 from cml_dask_magics.display.panel.controls import Steering
+from cml_dask_magics.display.panel.log_view import LogView
 from cml_dask_magics.display.panel.output import style_of
 from cml_dask_magics.display.panel.page import page_piece
 from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, close, show
@@ -61,7 +62,8 @@ class Panel:
         )
         self._keep = button("Keep", "Start the idle countdown anew", self._on_keep, look="cdm-small")
         self._more = button("More events", "Show more events, or fewer", self._on_more, look="cdm-link")
-        self._steering = Steering(actions, self._start, self._stop, self._redraw, self._lock)
+        log = LogView(actions.log, self._lock) if actions.log is not None else None
+        self._steering = Steering(actions, log, self._start, self._stop, self._redraw, self._lock)
         self._table = WorkerTable(self._redraw)
         self._root = ipywidgets.VBox(
             [
