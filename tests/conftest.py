@@ -16,7 +16,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from workspace import Kernel, Session, Workspace
 
-from cml_dask_magics.magics import kernel_clusters as operations
+from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.model.settings import PRIVATE_FOLDER
 from cml_dask_magics.platforms.local import LocalSessions
 
@@ -40,8 +40,8 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with dask.config.set({"cml-dask-magics.state-directory": str(folder)}):
         yield folder
         platform = local_sessions(folder)
-        for name in operations.names(folder):
-            operations.down(name, folder)
+        for name in kernel_clusters.names(folder):
+            kernel_clusters.down(folder, name)
     left = [session["id"] for session in platform.list_workers() if session["status"] == "running"]
     platform.stop_workers(*left)
     assert not left, "sessions outlived the test"

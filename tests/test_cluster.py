@@ -22,7 +22,7 @@ from distributed.system import MEMORY_LIMIT
 
 from cml_dask_magics import CMLCluster
 from cml_dask_magics.fleet.opening import open_fleet
-from cml_dask_magics.magics import kernel_clusters as operations
+from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.registry.registry import NameTakenError, Registry
 
 
@@ -40,7 +40,7 @@ def test_a_with_block_computes_and_ends_its_cluster(state: Path) -> None:
         assert all(worker["memory_limit"] == 0.75 * 2**30 for worker in info)
         assert {worker["name"] for worker in info} == cluster.plan == cluster.requested == cluster.observed
     assert not running(state)
-    assert operations.names(state) == []
+    assert kernel_clusters.names(state) == []
 
 
 def test_dask_sees_a_cluster_of_its_own_kind(state: Path) -> None:
@@ -79,7 +79,7 @@ def test_an_async_start_that_fails_leaves_nothing(state: Path, monkeypatch: pyte
 
     with pytest.raises(RuntimeError, match="/nowhere/python"):
         asyncio.run(main())
-    assert not running(state) and operations.names(state) == []
+    assert not running(state) and kernel_clusters.names(state) == []
 
 
 def test_a_taken_name_is_refused_and_the_cluster_that_has_it_goes_on(state: Path) -> None:
@@ -140,7 +140,7 @@ def test_coming_back_in_vain_does_not_stop_the_cluster(state: Path, monkeypatch:
                 asyncio.run(attach())
             with pytest.raises(RuntimeError, match="does not answer"):
                 CMLCluster.from_name("default")
-        assert len(running(state)) == 2 and operations.names(state) == ["default"]
+        assert len(running(state)) == 2 and kernel_clusters.names(state) == ["default"]
 
 
 def test_there_is_no_coming_back_to_what_never_was(state: Path) -> None:
@@ -176,7 +176,7 @@ def test_ctrl_c_while_starting_leaves_nothing(state: Path, tmp_path: Path, monke
         script.send_signal(signal.SIGINT)
         _, errors = script.communicate(timeout=60)
     assert b"KeyboardInterrupt" in errors
-    assert not running(state) and operations.names(state) == []
+    assert not running(state) and kernel_clusters.names(state) == []
 
 
 def test_a_dead_clusters_name_is_free_again(state: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_failure_names_the_folder_with_everything_that_was_printed(state: Path
 def test_two_clusters_without_a_name_run_side_by_side(state: Path) -> None:
     with CMLCluster(0) as one, CMLCluster(0) as two:
         assert one.name != two.name and len(running(state)) == 2
-        assert sorted(operations.names(state)) == sorted([one.name, two.name])
+        assert sorted(kernel_clusters.names(state)) == sorted([one.name, two.name])
     assert not running(state)
 
 

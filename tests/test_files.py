@@ -19,8 +19,8 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import cml_dask_magics
 from cml_dask_magics.fleet.opening import claim, open_fleet
-from cml_dask_magics.magics import kernel_clusters as operations
-from cml_dask_magics.magics import magics
+from cml_dask_magics.magics.kernel_clusters import kernel_clusters
+from cml_dask_magics.magics.notice import notice
 from cml_dask_magics.model.record import Owner, Record, SessionRecord, record_from_json, record_to_json
 from cml_dask_magics.model.settings import default_state_directory, make_settings
 from cml_dask_magics.platforms import local as local_sessions
@@ -193,9 +193,9 @@ def test_a_users_project_survives_up_and_down_and_up_again(state: Path, shell: I
     before = tree(state)
     for _ in range(2):
         shell.run_line_magic("dask_up", "1")
-        assert operations.names(state) == ["default"]
+        assert kernel_clusters.names(state) == ["default"]
         shell.run_line_magic("dask_down", "")
-    assert operations.names(state) == []
+    assert kernel_clusters.names(state) == []
     after = tree(state)
     assert {path: after.get(path) for path in before} == before
     new = {path.parts[0] for path in map(Path, set(after) - set(before))}
@@ -332,7 +332,7 @@ def test_ending_a_cluster_renames_no_scheduler_file_behind_a_link(state: Path, t
     before = tree(tmp_path / "behind")
     cluster.end()
     assert tree(tmp_path / "behind") == before and "scheduler.json" in before
-    assert operations.names(state) == []
+    assert kernel_clusters.names(state) == []
 
 
 # Folders of ours that are links
@@ -457,26 +457,26 @@ def test_a_cluster_that_an_older_release_started_is_found_changed_and_stopped_wh
     write(state / "runs" / "default-0000aaaa" / "notes.txt")
     registry = Registry(state)
     run = state / "runs" / "default-0000aaaa"
-    assert operations.names(state) == ["default"] and "default" in magics.notice()
+    assert kernel_clusters.names(state) == ["default"] and "default" in notice()
     assert registry.read("default") == record and registry.run_folder(record) == run
-    assert operations.logs(state, "default") == {session["id"]: ["hello"]}
+    assert kernel_clusters.logs(state, "default") == {session["id"]: ["hello"]}
     registry.update("default", lambda record: replace(record, requested=7))
     assert record_from_json((state / "clusters" / "default" / "record.json").read_text()).requested == 7
     assert not private(state).exists()
     with pytest.raises(NameTakenError):
         registry.claim(make_record(token="1111bbbb"))
 
-    (shown,), problems = operations.statuses(state)
+    (shown,), problems = kernel_clusters.statuses(state)
     assert [worker.session for worker in shown.workers] == [session["id"]] and not problems
     fleet = open_fleet(registry, "default")
     assert fleet is not None
     launched = fleet.launch("worker", 1).sessions
     assert {each.id for each in launched} < {each["id"] for each in platform.list_workers()}
 
-    ended = operations.down("default", state)
+    ended = kernel_clusters.down(state, "default")
     assert ended is not None and ended.sessions == 2
     assert [each["status"] for each in platform.list_workers() if each["status"] == "running"] == []
-    assert operations.names(state) == []
+    assert kernel_clusters.names(state) == []
     assert tree(state / "clusters") == {"default/notes.txt": "the user's"}
     assert {name for name in tree(state / "runs") if "logs" not in name} == {"default-0000aaaa/notes.txt"}
     registry.claim(make_record(token="1111bbbb"))

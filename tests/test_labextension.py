@@ -29,7 +29,7 @@ from distributed import Client
 
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.opening import open_fleet
-from cml_dask_magics.magics import kernel_clusters as operations
+from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.platforms.local import LocalSessions
 from cml_dask_magics.registry.registry import Registry
 
@@ -53,7 +53,7 @@ def running(state: Path) -> set[str]:
 
 
 def nothing_left(state: Path) -> bool:
-    return not running(state) and operations.names(state) == []
+    return not running(state) and kernel_clusters.names(state) == []
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_two_clusters_start_side_by_side_and_are_listed_as_they_are(state: Path,
         closed = await manager.close_cluster(first["id"])
         assert closed["id"] == first["id"]
         assert listed() == [second]
-        assert len(running(state)) == 2 and len(operations.names(state)) == 1
+        assert len(running(state)) == 2 and len(kernel_clusters.names(state)) == 1
         await manager.close_cluster(second["id"])
         assert listed() == []
         assert nothing_left(state)
@@ -224,7 +224,7 @@ def test_a_cluster_that_a_notebook_stopped_does_not_take_the_list_with_it(
 ) -> None:
     async def work(manager: Any) -> None:
         stopped = (await manager.start_cluster())["id"]
-        (name,) = operations.names(state)
+        (name,) = kernel_clusters.names(state)
         other = (await manager.start_cluster())["id"]
         notebook = f"get_ipython().run_line_magic('load_ext', 'cml_dask_magics')\n%dask_down {name}"
         await asyncio.to_thread(subprocess.run, [sys.executable, "-m", "IPython", "-c", notebook], check=True)
@@ -243,7 +243,7 @@ def test_a_cluster_whose_scheduler_died_claims_no_workers_and_can_be_taken_away(
 ) -> None:
     async def work(manager: Any) -> None:
         cluster = (await manager.start_cluster())["id"]
-        (name,) = operations.names(state)
+        (name,) = kernel_clusters.names(state)
         fleet = open_fleet(Registry(state), name)
         assert fleet is not None
         (scheduler,) = [session.id for session in fleet.record.sessions if session.role == "scheduler"]

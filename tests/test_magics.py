@@ -12,7 +12,7 @@ from conftest import private
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
-from cml_dask_magics.magics import kernel_clusters as operations
+from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
 BAD_LINES = {
     "0": "N must be",
@@ -121,7 +121,7 @@ def test_up_work_status_and_down(shell: InteractiveShell, state: Path, capsys: p
     assert "Registered to" in capsys.readouterr().out
     shell.run_line_magic("dask_down", "")
     assert "Stopped cluster 'default': 3 sessions" in capsys.readouterr().out
-    assert operations.names(state) == []
+    assert kernel_clusters.names(state) == []
     shell.run_line_magic("dask_down", "")
     assert "no cluster" in capsys.readouterr().out
 
@@ -135,11 +135,11 @@ def test_several_clusters_must_be_named_to_be_stopped(
         shell.run_line_magic("dask_down", "")
     with pytest.raises(UsageError, match="there are: one, two"):
         shell.run_line_magic("dask_status", "three")
-    assert [status.name for status in operations.statuses(state)[0]] == ["one", "two"]
+    assert [status.name for status in kernel_clusters.statuses(state)[0]] == ["one", "two"]
     shell.run_line_magic("dask_down", "one")
-    assert operations.names(state) == ["two"]
+    assert kernel_clusters.names(state) == ["two"]
     shell.run_line_magic("dask_down", "--all")
-    assert operations.names(state) == []
+    assert kernel_clusters.names(state) == []
     assert capsys.readouterr().out.count("Stopped cluster") == 2
 
 
@@ -190,7 +190,7 @@ def test_unloading_takes_the_magics_away_and_leaves_the_clusters(shell: Interact
     shell.run_line_magic("unload_ext", "cml_dask_magics")
     assert shell.find_line_magic("dask_up") is None
     assert "--all" not in shell.complete("--a", "%dask_down --a", 14)[1]
-    assert operations.names(state) == ["default"]
+    assert kernel_clusters.names(state) == ["default"]
     assert shell.user_ns["client"].submit(sum, [1, 2]).result() == 3
     shell.run_line_magic("load_ext", "cml_dask_magics")
 
@@ -220,5 +220,5 @@ def test_loading_names_what_is_on_record_and_does_not_answer(state: Path) -> Non
         check=True,
     )
     assert "on record, but not answering: old" in run.stdout and "%dask_down old" in run.stdout
-    assert operations.names(state) == []
+    assert kernel_clusters.names(state) == []
     assert [path.read_text() for path in (private(state) / "broken").iterdir()] == ["{"]

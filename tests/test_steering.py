@@ -17,7 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from cml_dask_magics import CMLCluster
 from cml_dask_magics.cluster import cluster as cluster_module
-from cml_dask_magics.magics import kernel_clusters as operations
+from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
 from cml_dask_magics.registry import lease
 from cml_dask_magics.registry.registry import Registry
@@ -119,7 +119,7 @@ def test_when_the_scheduler_dies_its_workers_go_and_the_next_start_is_as_before(
     kill(state, cluster.status().scheduler.session)
     until(lambda: not running(state))
     until(lambda: Registry(state).read("default").state == "lost")
-    assert operations.statuses(state)[0][0].state == "lost"
+    assert kernel_clusters.statuses(state)[0][0].state == "lost"
     shell.run_line_magic("dask_up", "")
     assert (
         "was lost; it was started anew with the settings that it had (3 workers of 2 cores" in capsys.readouterr().err
@@ -134,13 +134,13 @@ def test_a_lost_cluster_can_be_put_away(shell: InteractiveShell, state: Path) ->
     kill(state, shell.user_ns["cluster"].status().scheduler.session)
     until(lambda: Registry(state).read("default").state == "lost")
     shell.run_line_magic("dask_down", "")
-    assert operations.names(state) == [] and not running(state)
+    assert kernel_clusters.names(state) == [] and not running(state)
 
 
 def test_a_cluster_that_nobody_uses_ends_and_its_record_with_it(state: Path) -> None:
     cluster = CMLCluster(1, idle_timeout="10s")
     until(lambda: cluster.closed)
-    assert not running(state) and operations.names(state) == []
+    assert not running(state) and kernel_clusters.names(state) == []
     assert cluster.ended is not None and "nobody worked" in cluster.parting_words
     cluster.close()
 

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from dask.utils import parse_bytes
 from distributed.core import Status
@@ -175,6 +175,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     periodic_callbacks: dict[str, Any]
     security: Any
     _adaptive: Any
+
+    shown_by: ClassVar[Callable[[Any], object]] = print
+    """What shows a cluster that is a cell's value; `cml_dask_magics` sets it."""
 
     def __init__(
         self,
@@ -407,11 +410,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         self.loop.add_callback(begin)
 
     def _ipython_display_(self, **_: Any) -> None:
-        from cml_dask_magics.display import (
-            screens,  # it stands above this module, and is needed where there is a screen
-        )
-
-        screens.show_cluster(self)
+        type(self).shown_by(self)
 
     def _connected(self) -> dict[str, WorkerFigures]:
         """The workers by address: as the feed told last, and those that only Dask's stream has told of yet."""
