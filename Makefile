@@ -18,8 +18,8 @@ test: $(VENV)/.tests-installed
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 # What touches Dask, on the oldest Dask that the package supports.
-WITH_DASK = tests/contract $(addprefix tests/test_,cluster.py commands.py folders.py labextension.py magics.py notebooks.py \
-	quickstart.py security.py steering.py whole_path.py)
+WITH_DASK = tests/contract $(addprefix tests/,cluster fleet/test_shell_lines.py magics notebooks registry/test_certificates.py \
+	whole/test_folders.py whole/test_quickstart.py whole/test_whole_path.py)
 test-oldest: $(OLDEST_VENV)/.tests-installed
 	$(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) $(WITH_DASK) $(ARGS)
 

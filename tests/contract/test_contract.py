@@ -14,7 +14,7 @@ from pathlib import Path
 
 import dask
 import pytest
-from conftest import local_sessions
+from support.state_folder import local_sessions
 from workspace import Workspace
 
 from contract import computing, looks, sizes

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-from .conftest import Faulty, private
+from support.faulty import Faulty
+from support.state_folder import private
 
 pytestmark = pytest.mark.workspace
 

@@ -11,8 +11,8 @@ import random
 import time
 
 import pytest
-
-from .conftest import Faulty, private
+from support.faulty import Faulty
+from support.state_folder import private
 
 pytestmark = pytest.mark.workspace
 
