@@ -16,6 +16,8 @@ from support.readme import readme_configuration
 from workspace import Session, Workspace
 
 pytestmark = [
+    pytest.mark.dask,
+    pytest.mark.long,
     pytest.mark.workspace,
     pytest.mark.skipif(
         not CHROMIUM and not os.environ.get("CI"), reason="no chromium here (Debian: apt-get install chromium)"

@@ -23,6 +23,8 @@ from support.jupyter_in_session import (
 from support.notebook import Notebook
 
 pytestmark = [
+    pytest.mark.dask,
+    pytest.mark.long,
     pytest.mark.workspace,
     pytest.mark.skipif(
         not CHROMIUM and not os.environ.get("CI"), reason="no chromium here (Debian: apt-get install chromium)"

@@ -25,6 +25,8 @@ from cml_dask_magics.fleet.opening import open_fleet
 from cml_dask_magics.magics import kernel_clusters
 from cml_dask_magics.registry.registry import NameTakenError, Registry
 
+pytestmark = pytest.mark.dask
+
 
 def running(state: Path) -> list[str]:
     listing = local_sessions(state).list_workers()

@@ -33,6 +33,8 @@ from cml_dask_magics.magics import kernel_clusters
 from cml_dask_magics.platforms.local import LocalSessions
 from cml_dask_magics.registry.registry import Registry
 
+pytestmark = pytest.mark.dask
+
 # A GiB less what the session's own process and the nanny need.
 WORKER_MEMORY = 0.75 * 2**30
 

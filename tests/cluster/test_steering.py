@@ -23,6 +23,8 @@ from cml_dask_magics.registry import lease
 from cml_dask_magics.registry.registry import Registry
 from cml_dask_magics.registry.run_folder import session_logs
 
+pytestmark = pytest.mark.dask
+
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:

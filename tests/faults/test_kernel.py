@@ -12,7 +12,7 @@ import pytest
 from support.faulty import Faulty
 from support.state_folder import private
 
-pytestmark = pytest.mark.workspace
+pytestmark = [pytest.mark.long, pytest.mark.workspace]
 
 # Moments of a start: what is to be waited for, and seconds beyond.
 MOMENTS: dict[str, tuple[Callable[[Faulty], object], float]] = {

@@ -14,7 +14,7 @@ import pytest
 from support.faulty import Faulty
 from support.state_folder import private
 
-pytestmark = pytest.mark.workspace
+pytestmark = [pytest.mark.long, pytest.mark.workspace]
 
 KILLS = int(os.environ.get("KILLS", "3"))
 SEED = int(os.environ.get("SEED", str(random.randrange(10**6))))

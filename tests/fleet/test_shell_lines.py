@@ -13,6 +13,8 @@ from distributed.cli import dask_scheduler, dask_worker
 from cml_dask_magics.fleet import shell_lines
 from cml_dask_magics.model.settings import Settings
 
+pytestmark = pytest.mark.dask
+
 GIB = 2**30
 
 

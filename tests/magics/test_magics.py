@@ -14,6 +14,8 @@ from support.state_folder import private
 
 from cml_dask_magics.magics import kernel_clusters
 
+pytestmark = pytest.mark.dask
+
 BAD_LINES = {
     "0": "N must be",
     "-3": "N must be",

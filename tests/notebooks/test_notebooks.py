@@ -36,6 +36,8 @@ from support.notebook import Notebook
 from support.scripts import environment, processes_of
 from workspace import Run
 
+pytestmark = [pytest.mark.dask, pytest.mark.long]
+
 HERE = Path(__file__).resolve().parent
 CELL_TIMEOUT_S = 120
 WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -10,6 +10,8 @@ from distributed.security import Security
 from cml_dask_magics.registry.certificates import read_security, write_certificates
 from cml_dask_magics.registry.files import write_private
 
+pytestmark = pytest.mark.dask
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

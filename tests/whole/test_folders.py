@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.notebook import Notebook
 
-pytestmark = pytest.mark.workspace
+pytestmark = [pytest.mark.dask, pytest.mark.workspace]
 
 # With all that a path may have in it and a careless command line stumbles over.
 FOLDER = "analysis/näme with space & $quote'"

@@ -7,7 +7,7 @@ import json
 import pytest
 from support.notebook import Notebook
 
-pytestmark = pytest.mark.workspace
+pytestmark = [pytest.mark.dask, pytest.mark.long, pytest.mark.workspace]
 
 ROUND = """
 %dask_up 1

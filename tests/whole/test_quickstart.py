@@ -17,6 +17,9 @@ import pytest
 from nbconvert import HTMLExporter
 from support.scripts import ROOT, environment, processes_of
 
+# What the notebook computed is looked at by many: it runs once.
+pytestmark = [pytest.mark.dask, pytest.mark.xdist_group("quickstart")]
+
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
 RUN = ROOT / "notebooks" / "run.py"
 COLUMNS = ["flights", "cancelled %", "mean delay (min)", "late %"]

@@ -13,7 +13,7 @@ import time
 import pytest
 from support.notebook import Notebook
 
-pytestmark = pytest.mark.workspace
+pytestmark = [pytest.mark.dask, pytest.mark.long, pytest.mark.workspace]
 
 SOAK_S = float(os.environ.get("SOAK_S", "120"))
 KILL_EVERY_S = 20.0

@@ -10,7 +10,7 @@ import pytest
 from support.notebook import Notebook
 from workspace import Limits, Workspace
 
-pytestmark = pytest.mark.workspace
+pytestmark = [pytest.mark.dask, pytest.mark.workspace]
 
 FETCH = "import urllib.request; print(urllib.request.urlopen('http://{}:{}/status', timeout=5).status)"
 
