@@ -22,7 +22,7 @@ from cml_dask_magics.fleet import launches as launched
 from cml_dask_magics.fleet import opening as claims
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.fleet.healing import Healer
-from cml_dask_magics.model import accounting
+from cml_dask_magics.model import lifecycle
 from cml_dask_magics.model import record as records
 from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.record import Owner
@@ -34,7 +34,7 @@ from cml_dask_magics.registry import run_folder as runs
 from cml_dask_magics.registry.lease import Lease
 from cml_dask_magics.registry.registry import NameTakenError, Registry, RegistryError
 
-_MODULES = (accounting, claims, fleet, healing, launched, lease, liveness, records, registry, runs, sessions)
+_MODULES = (claims, fleet, healing, launched, lease, lifecycle, liveness, records, registry, runs, sessions)
 EXPECTED = (RegistryError, NameTakenError, StillUpError, PlatformError, KeyError, RuntimeError)
 
 
