@@ -17,7 +17,7 @@ from unittest import mock
 
 from memory_platform import MemoryAPI, MemorySession, Workspace
 
-from cml_dask_magics.fleet import fleet, healing
+from cml_dask_magics.fleet import fleet, healing, orphans
 from cml_dask_magics.fleet import launches as launched
 from cml_dask_magics.fleet import opening as claims
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
@@ -34,7 +34,8 @@ from cml_dask_magics.registry import run_folder as runs
 from cml_dask_magics.registry.lease import Lease
 from cml_dask_magics.registry.registry import NameTakenError, Registry, RegistryError
 
-_MODULES = (claims, fleet, healing, launched, lease, lifecycle, liveness, records, registry, runs, sessions)
+_OF_THE_FLEET = (claims, fleet, healing, launched, orphans)
+_MODULES = (*_OF_THE_FLEET, lease, lifecycle, liveness, records, registry, runs, sessions)
 EXPECTED = (RegistryError, NameTakenError, StillUpError, PlatformError, KeyError, RuntimeError)
 
 
@@ -232,7 +233,7 @@ class World:
                 raise
 
     def hold(self, kernel: Kernel, cluster: Fleet) -> Held:
-        watch = sessions._Watch(cluster._visible, cluster.observe)
+        watch = sessions._Watch(cluster.visible, cluster.observe)
         lease = Lease(self.registry, cluster.record.name, cluster.kernel)
         held = kernel.held[cluster.record.name] = Held(cluster, Healer(cluster), lease, watch)
         return held

@@ -88,7 +88,7 @@ def test_a_broken_environment_is_not_launched_into_for_ever(state: Path, monkeyp
         fleet = cluster._fleet
         before = set(session_logs(fleet.folder / "logs"))
         healthy = fleet.settings
-        monkeypatch.setattr(fleet, "settings", replace(healthy, python="/no/such/python"))
+        monkeypatch.setattr(fleet.launches, "settings", replace(healthy, python="/no/such/python"))
         kill(state, *cluster.plan)
         until(lambda: any("no more are launched" in event for event in events(cluster)))
         assert any("/no/such/python" in event for event in events(cluster)), "it says why"
@@ -97,7 +97,7 @@ def test_a_broken_environment_is_not_launched_into_for_ever(state: Path, monkeyp
         status = cluster.status()
         assert status.state == "degraded" and not status.replaces_lost and len(running(state)) == 1
         # Once somebody asks by hand, and it works again, all is well.
-        monkeypatch.setattr(fleet, "settings", healthy)
+        monkeypatch.setattr(fleet.launches, "settings", healthy)
         cluster.scale(1)
         until(lambda: cluster.status().state == "running")
 
