@@ -160,7 +160,7 @@ for line in sys.stdin:
 
 def test_of_two_kernels_one_heals_and_the_other_takes_over_when_it_is_gone(state: Path) -> None:
     with (
-        CMLCluster(2) as cluster,
+        CMLCluster(2, name="default") as cluster,
         subprocess.Popen(
             [sys.executable, "-c", OTHER_KERNEL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as other,
@@ -180,8 +180,8 @@ def test_of_two_kernels_one_heals_and_the_other_takes_over_when_it_is_gone(state
         until(lambda: ask("len(cluster.observed)") == "2")
         assert ask("cluster.steers") == "False"
         assert len(running(state)) == 3, "both have healed"
-        cluster._lease.release()
         cluster.periodic_callbacks["steer"].stop()
+        cluster._supervisor.release()
         cluster.steers = False
         until(lambda: ask("cluster.steers") == "True")
         before = cluster.plan
@@ -193,7 +193,7 @@ def test_of_two_kernels_one_heals_and_the_other_takes_over_when_it_is_gone(state
 
 
 def test_a_kernel_sees_that_another_one_asked_for_adaptive_scaling(state: Path) -> None:
-    with CMLCluster(1) as cluster, CMLCluster.from_name("default") as other:
+    with CMLCluster(1, name="default") as cluster, CMLCluster.from_name("default") as other:
         other.adapt(minimum=2, maximum=3)
         until(lambda: cluster.adapting)
         until(lambda: len(cluster.observed) == 2)
@@ -203,7 +203,7 @@ def test_a_kernel_sees_that_another_one_asked_for_adaptive_scaling(state: Path) 
 
 
 def test_a_record_that_is_deleted_while_the_cluster_runs_comes_back(state: Path) -> None:
-    with CMLCluster(1) as cluster:
+    with CMLCluster(1, name="default") as cluster:
         (private(state) / "clusters" / "default" / "record.json").unlink()
         until(lambda: any("deleted" in event for event in events(cluster)))
         assert cluster.get_client().submit(sum, [1, 2]).result() == 3

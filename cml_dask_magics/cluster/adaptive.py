@@ -133,9 +133,9 @@ class AdaptiveCluster(SteeringCluster):
             self._start_adapting(SessionAdaptive, minimum=limits[0], maximum=limits[1])
 
     async def _follow_load_up(self, n: int) -> None:
-        if await asyncio.to_thread(self._healer.may_launch):
+        if await asyncio.to_thread(self._supervisor.may_launch):
             async with self._scaling:
-                await asyncio.to_thread(self._healer.launch, n)
+                await asyncio.to_thread(self._supervisor.launch, n)
                 await asyncio.to_thread(self._note_requested, len(self.plan), "Dask")
 
     async def _withdraw(self, workers: Collection[Any]) -> None:

@@ -60,8 +60,9 @@ class StartingCluster(AdaptiveCluster):
             raise StartFailedError(describe_failure(fleet, self.observed, str(error))) from None
         finally:
             reporting.cancel()
-        self._seen = self.observed  # who joins or leaves from now on is news
-        ready = len(self._seen)
+        came = self.observed
+        self._supervisor.begin(came)
+        ready = len(came)
         message = f"{ready} worker{'s' if ready != 1 else ''} ready in {time.monotonic() - began:.1f} s"
         if ready < wanted:
             message = self.warning = ready_in_part(self.name, ready, wanted, settings.timeout_s)
