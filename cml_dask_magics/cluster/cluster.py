@@ -354,6 +354,11 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         return self._scheduler.peak_memory_bytes
 
     @property
+    def silent_s(self) -> float:
+        """For how many seconds longer than it should the scheduler has told nothing."""
+        return self._scheduler.silent_s
+
+    @property
     def dashboard_link(self) -> str:
         """Where a browser of the user finds the dashboard; empty while that is not known."""
         return dashboard_link(self._fleet, str(super().dashboard_link)) if self.scheduler_comm is not None else ""
