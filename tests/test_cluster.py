@@ -135,7 +135,7 @@ def test_coming_back_in_vain_does_not_stop_the_cluster(state: Path, monkeypatch:
 
     with CMLCluster(1, name="default"):
         with monkeypatch.context() as patch:
-            patch.setattr(CMLCluster, "_connect", refuse)
+            patch.setattr(CMLCluster, "_connect_to", refuse)
             with pytest.raises(RuntimeError, match="does not answer"):
                 asyncio.run(attach())
             with pytest.raises(RuntimeError, match="does not answer"):

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 from memory_platform import HTML, Workspace
 
-from cml_dask_magics.cluster.feed import WorkerFigures
+from cml_dask_magics.cluster.scheduler import WorkerFigures
 from cml_dask_magics.cluster.snapshot import snapshot
 from cml_dask_magics.fleet import fleet as fleet_module
 from cml_dask_magics.fleet.failure import describe_failure

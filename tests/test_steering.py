@@ -16,7 +16,7 @@ from conftest import local_sessions, private
 from IPython.core.interactiveshell import InteractiveShell
 
 from cml_dask_magics import CMLCluster
-from cml_dask_magics.cluster import steering
+from cml_dask_magics.cluster import cluster as cluster_module
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
 from cml_dask_magics.registry import lease
@@ -27,7 +27,7 @@ from cml_dask_magics.registry.run_folder import session_logs
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks and heartbeats made quicker; what they lead to stays the same."""
-    monkeypatch.setattr(steering, "_STEER_S", 0.3)
+    monkeypatch.setattr(cluster_module, "STEER_S", 0.3)
     monkeypatch.setattr(lease, "BEAT_S", 0.5)
     monkeypatch.setattr(lease, "EXPIRES_S", 3.0)
 
@@ -148,9 +148,9 @@ def test_a_cluster_that_nobody_uses_ends_and_its_record_with_it(state: Path) -> 
 OTHER_KERNEL = """
 import sys, time
 from cml_dask_magics import CMLCluster
-from cml_dask_magics.cluster import steering
+from cml_dask_magics.cluster import cluster as cluster_module
 from cml_dask_magics.registry import lease
-steering._STEER_S, lease.BEAT_S, lease.EXPIRES_S = 0.3, 0.5, 3.0
+cluster_module.STEER_S, lease.BEAT_S, lease.EXPIRES_S = 0.3, 0.5, 3.0
 cluster = CMLCluster.from_name("default")
 print("attached", flush=True)
 for line in sys.stdin:
@@ -160,7 +160,7 @@ for line in sys.stdin:
 
 def test_of_two_kernels_one_heals_and_the_other_takes_over_when_it_is_gone(state: Path) -> None:
     with (
-        CMLCluster(2) as cluster,
+        CMLCluster(2, name="default") as cluster,
         subprocess.Popen(
             [sys.executable, "-c", OTHER_KERNEL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as other,
@@ -180,7 +180,7 @@ def test_of_two_kernels_one_heals_and_the_other_takes_over_when_it_is_gone(state
         until(lambda: ask("len(cluster.observed)") == "2")
         assert ask("cluster.steers") == "False"
         assert len(running(state)) == 3, "both have healed"
-        cluster._lease.release()
+        cluster._steering.release()
         cluster.periodic_callbacks["steer"].stop()
         cluster.steers = False
         until(lambda: ask("cluster.steers") == "True")
@@ -193,7 +193,7 @@ def test_of_two_kernels_one_heals_and_the_other_takes_over_when_it_is_gone(state
 
 
 def test_a_kernel_sees_that_another_one_asked_for_adaptive_scaling(state: Path) -> None:
-    with CMLCluster(1) as cluster, CMLCluster.from_name("default") as other:
+    with CMLCluster(1, name="default") as cluster, CMLCluster.from_name("default") as other:
         other.adapt(minimum=2, maximum=3)
         until(lambda: cluster.adapting)
         until(lambda: len(cluster.observed) == 2)
@@ -203,7 +203,7 @@ def test_a_kernel_sees_that_another_one_asked_for_adaptive_scaling(state: Path) 
 
 
 def test_a_record_that_is_deleted_while_the_cluster_runs_comes_back(state: Path) -> None:
-    with CMLCluster(1) as cluster:
+    with CMLCluster(1, name="default") as cluster:
         (private(state) / "clusters" / "default" / "record.json").unlink()
         until(lambda: any("deleted" in event for event in events(cluster)))
         assert cluster.get_client().submit(sum, [1, 2]).result() == 3

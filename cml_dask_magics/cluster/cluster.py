@@ -7,30 +7,113 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import math
+import numbers
 import secrets
+import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
+from dask.utils import parse_bytes
 from distributed.core import Status
-from distributed.utils import NoOpAwaitable
+from distributed.deploy.adaptive import Adaptive
+from distributed.deploy.cluster import Cluster
+from distributed.objects import SchedulerInfo
+from distributed.utils import Log, Logs, NoOpAwaitable, log_errors
 from tornado.ioloop import IOLoop
 
-from cml_dask_magics.cluster.connected import LOST_AFTER_S
+from cml_dask_magics.cluster.scaling import Scaler, SessionAdaptive
+from cml_dask_magics.cluster.scheduler import SHOWN_INTERVAL_S, SchedulerView, WorkerFigures, figures_of
 from cml_dask_magics.cluster.shielded import begin, finish
-from cml_dask_magics.cluster.start import TICK_S, StartingCluster, ready_in_part
+from cml_dask_magics.cluster.snapshot import dashboard_link, read_only_link, scheduler_session, snapshot, utc
+from cml_dask_magics.cluster.start import Readiness, Start, ready_in_part
+from cml_dask_magics.cluster.steering import Host, Steering
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
-from cml_dask_magics.fleet.opening import ANSWER_TIMEOUT_S, claim, open_fleet
+from cml_dask_magics.fleet.healing import Healer
+from cml_dask_magics.fleet.launches import EndingError
+from cml_dask_magics.fleet.opening import claim, open_fleet
+from cml_dask_magics.fleet.shell_lines import session_of, worker_memory_limit_bytes, worker_nthreads
+from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.settings import Settings, as_typed, make_settings
-from cml_dask_magics.model.status import Ended, StatusCallback
-from cml_dask_magics.registry.liveness import liveness, scheduler_address
-from cml_dask_magics.registry.registry import Registry
+from cml_dask_magics.model.status import ClusterState, ClusterStatus, Ended, StatusCallback
+from cml_dask_magics.platforms.api import Platform
+from cml_dask_magics.registry.certificates import read_security
+from cml_dask_magics.registry.registry import GoneError, Registry
+
+logger = logging.getLogger(__name__)
+
+LOST_AFTER_S = 15.0
+_REPORT_S = 0.5
+STEER_S = 2.0
+_DETACH_TIMEOUT_S = 10
 
 
-class CMLCluster(StartingCluster):
+class CallableStatus:
+    """What `CMLCluster.status` is: equal to Dask's `Status` for Dask, and a method for everybody else."""
+
+    def __init__(self, status: Status, snapshot: Callable[[], Any]) -> None:
+        self._status = status
+        self._snapshot = snapshot
+
+    def __call__(self) -> Any:
+        return self._snapshot()
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._status == (other._status if isinstance(other, CallableStatus) else other))
+
+    def __hash__(self) -> int:
+        return hash(self._status)
+
+    def __repr__(self) -> str:
+        return repr(self._status)
+
+    @property
+    def name(self) -> str:
+        """Dask's word for the state."""
+        return str(self._status.name)
+
+
+class Repeated:
+    """A coroutine function that is called again and again, in the shape of tornado's ``PeriodicCallback``.
+
+    That one goes by the time of day: set back by an hour, it would be silent for an hour.
+    """
+
+    def __init__(self, callback: Callable[[], Coroutine[Any, Any, None]], interval_s: float) -> None:
+        self._callback = callback
+        self._interval_s = interval_s
+        self._ending: asyncio.Event | None = None
+
+    def start(self) -> None:
+        """Begin, on the loop that is running."""
+        if self._ending is None:
+            self._ending = asyncio.Event()
+            self._task = asyncio.ensure_future(self._run(self._ending))
+
+    def stop(self) -> None:
+        """Call it no more; a call that is under way goes on."""
+        if self._ending is not None:
+            self._ending.set()
+
+    async def _run(self, ending: asyncio.Event) -> None:
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(ending.wait(), self._interval_s)
+            if ending.is_set():
+                return
+            try:
+                await self._callback()
+            except Exception:  # the next call may do better
+                logger.exception("%s failed", self._callback.__qualname__)
+
+
+class CMLCluster(Cluster):  # type: ignore[misc]
     """A Dask cluster on CML sessions, or on processes of this machine where there is no CML.
 
     It outlives the kernel: `close`, the end of a ``with`` block, ``%dask_down``, its idle timeout or the end of
@@ -88,6 +171,13 @@ class CMLCluster(StartingCluster):
 
     shown_by: ClassVar[Callable[[Any], object]] = print
     """What shows a cluster that is a cell's value; `cml_dask_magics` sets it."""
+
+    # Dask's own, which it does not annotate.
+    scheduler_comm: Any
+    scheduler_info: Any
+    periodic_callbacks: dict[str, Any]
+    security: Any
+    _adaptive: Any
 
     def __init__(
         self,
@@ -172,20 +262,257 @@ class CMLCluster(StartingCluster):
         launches: bool,
         shutdown_on_close: bool,
     ) -> None:
+        self._fleet = fleet
         # Whether this object starts the cluster, and so answers for what is launched, or attaches to a running one.
         self._launches = launches
+        self.shutdown_on_close = shutdown_on_close
+        self._dask_status = Status.created
         self._background: asyncio.Task[None] | None = None
         self._ended: Ended | None = None
-        self._fleet = fleet
+        self._on_status = on_status
+        self._on_end: Callable[[CMLCluster], None] | None = None
+        self._parting: asyncio.Task[None] | None = None
+        self._changing_adaptive = False
+        # Workers that the feed and Dask's `scheduler_info` told differently of; whether that lacks something.
+        self._differed: set[str] = set()
+        self._incomplete = False
+        self.failure: Exception | None = None
+        self.warning: str | None = None
+        # Why this object let go of its cluster, where nobody asked it to.
+        self.parting_words = ""
+        self._scheduler = SchedulerView(self._compare, fleet.pool.look_now)
+        healer = Healer(fleet)
+        self.scaler = Scaler(fleet, self._scheduler, self._connected, healer)
+        self._start_up = Start(fleet, lambda: self.observed, self._connect_to, self._disconnect)
+        self._steering = Steering(
+            fleet,
+            healer,
+            Host(
+                lambda: self.observed,
+                lambda: self._scheduler.silent_s,
+                self.scaler.trim,
+                self._part,
+                self._forget_workers,
+            ),
+        )
         try:
-            super().__init__(fleet, asynchronous, loop, on_status)
-            self.shutdown_on_close = shutdown_on_close
+            super().__init__(asynchronous=asynchronous, loop=loop, quiet=True, name=fleet.record.name)
+            self.periodic_callbacks["steer"] = Repeated(self._steer, STEER_S)
             if not asynchronous:
                 self._loop_runner.start()
                 self.sync(self._begin)
         except BaseException as error:  # Ctrl-C too: nothing that was launched may stay
             self._undo(error)
             raise
+
+    # What is known
+
+    @property
+    def settings(self) -> Settings:
+        """What the cluster was started with."""
+        return self._fleet.settings
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how this start took the settings."""
+        return self._fleet.notes
+
+    @property
+    def platform(self) -> Platform:
+        """What its sessions run on."""
+        return self._fleet.pool.platform
+
+    @property
+    def status(self) -> CallableStatus:
+        """Dask's own state of the cluster object; called, the cluster at this moment, a `ClusterStatus`.
+
+        The call gives an awaitable where the cluster is `asynchronous`.
+        """
+        return CallableStatus(self._dask_status, self._status_now)
+
+    @status.setter
+    def status(self, status: Status) -> None:
+        self._dask_status = status
+
+    @property
+    def closed(self) -> bool:
+        """Whether this object has let go of its cluster."""
+        return bool(self._dask_status == Status.closed)
+
+    @property
+    def plan(self) -> set[str]:
+        """Names of the workers that should exist: ids of their sessions."""
+        return self._fleet.plan
+
+    # What was asked of the platform is what is planned: a launch call answers with the ids.
+    requested = plan
+
+    @property
+    def observed(self) -> set[str]:
+        """Ids of the sessions whose worker the scheduler knows; the workers are named after them."""
+        return {session_of(worker.name) for worker in self._connected().values()}
+
+    @property
+    def wanted(self) -> int:
+        """How many workers were asked for."""
+        return self._fleet.record.requested
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most memory that the workers held together, as far as this object saw."""
+        return self._scheduler.peak_memory_bytes
+
+    @property
+    def silent_s(self) -> float:
+        """For how many seconds longer than it should the scheduler has told nothing."""
+        return self._scheduler.silent_s
+
+    @property
+    def dashboard_link(self) -> str:
+        """Where a browser of the user finds the dashboard; empty while that is not known."""
+        return dashboard_link(self._fleet, str(super().dashboard_link)) if self.scheduler_comm is not None else ""
+
+    def __eq__(self, other: object) -> bool:
+        # Not by name, as Dask has it: its get_client would give the client of an earlier cluster of the same name.
+        return isinstance(other, CMLCluster) and self._fleet.record.token == other._fleet.record.token
+
+    def __hash__(self) -> int:
+        return hash(self._fleet.record.token)
+
+    def picture(self) -> ClusterStatus:
+        """The cluster as this kernel last heard of it, without asking anybody."""
+        return self._picture(self._state())
+
+    def get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Any:
+        """What the cluster, its scheduler and its workers logged; see `distributed.deploy.Cluster.get_logs`."""
+        self._check_open()
+        return super().get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
+
+    def wait_for_workers(self, n_workers: int, timeout: float | None = None) -> Any:
+        """Wait until so many workers are there; see `distributed.deploy.Cluster.wait_for_workers`."""
+        self._check_open()
+        return super().wait_for_workers(n_workers, timeout)
+
+    def follow(self, on_status: StatusCallback, on_end: Callable[[Any], None], wanted: Callable[[], bool]) -> None:
+        """Call `on_status` with a `ClusterStatus` every second, from Dask's thread, and `on_end` when this closes.
+
+        There is one follower; a new one takes the place of the old. While `wanted` says no, nothing is asked or told.
+        """
+
+        async def tell() -> None:
+            self._scheduler.listen_often(wanted())
+            if wanted():
+                on_status(await self._snapshot())
+
+        def begin() -> None:
+            if "follow" in self.periodic_callbacks:
+                self.periodic_callbacks.pop("follow").stop()
+            following = self.periodic_callbacks["follow"] = Repeated(tell, SHOWN_INTERVAL_S)
+            following.start()
+
+        self._on_end = on_end
+        assert self.loop is not None
+        self.loop.add_callback(begin)
+
+    def _ipython_display_(self, **_: Any) -> None:
+        type(self).shown_by(self)
+
+    def _connected(self) -> dict[str, WorkerFigures]:
+        """The workers by address: as the feed told last, and those that only Dask's stream has told of yet."""
+        figures = self._scheduler.figures
+        workers = self.scheduler_info["workers"].items()
+        return figures | {address: figures_of(worker) for address, worker in workers if address not in figures}
+
+    def _check_open(self) -> None:
+        """
+        Raises
+        ------
+        RuntimeError
+            If this object has let go of its cluster, or is about to.
+        """
+        if self._dask_status in (Status.closing, Status.closed):
+            raise RuntimeError(
+                self.parting_words
+                or f"this object has let go of cluster {self.name!r}: it was closed. "
+                f"CMLCluster.from_name({self.name!r}) re-attaches, if the cluster still runs"
+            )
+
+    def _status_now(self) -> Any:
+        self._check_open()
+        return self.sync(self._status)
+
+    async def _status(self) -> ClusterStatus:
+        """The cluster, as its scheduler is now."""
+        await self._scheduler.look()
+        return await self._snapshot()
+
+    async def _snapshot(self) -> ClusterStatus:
+        """The cluster, as its scheduler last told and as it stands on record."""
+        on_record = await asyncio.to_thread(self._fleet.refresh)
+        return self.picture() if on_record else self._picture("lost")  # another kernel stopped it
+
+    def _picture(self, state: ClusterState) -> ClusterStatus:
+        connected = self.scheduler_comm is not None
+        return snapshot(
+            self._fleet,
+            state,
+            self._connected(),
+            scheduler_address=self.scheduler_address if connected else None,
+            dashboard_link=self.dashboard_link or None,
+            read_only_link=read_only_link(self._fleet) if connected else None,
+            idle_s=self._scheduler.idle_s,
+            history=tuple(self._scheduler.history),
+            peak_memory_bytes=self._scheduler.peak_memory_bytes,
+        )
+
+    def _state(self) -> ClusterState:
+        record = self._fleet.record
+        if self.failure is not None:
+            return "stopping"
+        gone = scheduler_session(self._fleet) is None or self._scheduler.silent_s > LOST_AFTER_S
+        return cluster_state(record, len(self.observed), scheduler_lost=gone and record.state != "starting")
+
+    async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:
+        logs = await super()._get_logs(cluster=False, scheduler=scheduler, workers=workers)
+        if cluster:
+            events = self._fleet.record.events
+            logs["Cluster"] = Log("\n".join(f"{utc(at):%Y-%m-%d %H:%M:%S} {message}" for at, message in events))
+        return logs
+
+    # Dask's own state: what is in `scheduler_info` is what Dask puts there
+
+    async def _compare(self, everything: bool) -> None:
+        """See whether Dask's stream of workers that come and go missed what the feed told.
+
+        It ends with a connection that breaks, and goes to one kernel at a time. It is quicker than the feed: what it
+        has not told when the feed has told it twice, it will not tell.
+        """
+        differ = self._scheduler.figures.keys() ^ self.scheduler_info["workers"].keys()
+        if self._incomplete or (differ if everything else differ & self._differed):
+            await self._ask_dask()
+        else:
+            self._differed = differ
+
+    async def _ask_dask(self) -> None:
+        """Have `scheduler_info` whole: Dask's stream tells of a new worker without its metrics."""
+        self._incomplete, self._differed = False, set()
+        if self.scheduler_comm is not None:
+            self.scheduler_info = SchedulerInfo(await self.scheduler_comm.identity())
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        self._incomplete = True
+        # Dask may have been asked in the meantime: then its stream finds it done.
+        with log_errors():
+            if op == "add":
+                super()._update_worker_status(op, msg)
+            else:
+                self.scheduler_info["workers"].pop(msg, None)
+                self._scheduler.figures.pop(msg, None)
+
+    def _forget_workers(self) -> None:
+        """They ended with their scheduler, which did not live to tell."""
+        self.scheduler_info["workers"].clear()
+        self._scheduler.figures.clear()
 
     # Starting
 
@@ -204,66 +531,6 @@ class CMLCluster(StartingCluster):
 
         return started().__await__()
 
-    async def _begin(self) -> None:
-        if not self._launches or not self.settings.background:
-            await (self._start_new() if self._launches else self._attach())
-            return
-
-        async def start() -> None:
-            try:
-                await self._start_new()
-            except Exception as error:
-                self.failure = error
-                try:
-                    await asyncio.to_thread(self._end_launched, error)
-                except Exception as worse:  # sessions that are still up, or a record that cannot be removed
-                    self.failure = worse
-                finally:
-                    await self._detach()
-
-        self._background = asyncio.ensure_future(start())
-
-    async def _attach(self) -> None:
-        fleet = self._fleet
-        deadline = time.monotonic() + self.settings.timeout_s
-        # Another kernel may be starting it this very moment; then it comes up, or its record goes.
-        while scheduler_address(fleet.record, fleet.folder) is None:
-            if (
-                not await asyncio.to_thread(fleet.refresh)
-                or liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S) == "silent"
-                or time.monotonic() > deadline
-            ):
-                raise RuntimeError(f"cluster {self.name!r} did not come up; %dask_up --name {self.name} starts it anew")
-            await asyncio.sleep(TICK_S)
-        address = scheduler_address(fleet.record, fleet.folder)
-        assert address is not None
-        try:
-            await asyncio.wait_for(self._connect_to(address), LOST_AFTER_S)
-        except (OSError, TimeoutError, asyncio.TimeoutError) as error:
-            raise RuntimeError(
-                f"the scheduler of cluster {self.name!r} does not answer at {address} ({error or 'timed out'}); "
-                f"%dask_down {self.name} clears what is left, %dask_up --name {self.name} then starts it anew"
-            ) from error
-        fleet.watch()
-        self._mirror_adapting()
-
-    def _undo(self, error: BaseException) -> None:
-        """Stop what this start launched, and let go of Dask."""
-        try:
-            finish(partial(self._end_launched, error))
-        finally:
-            with contextlib.suppress(Exception):
-                self.sync(self._detach, callback_timeout=10)
-                self._loop_runner.stop()
-
-    def _end_launched(self, error: BaseException) -> None:
-        if not self._launches:  # another start's cluster goes on
-            return
-        try:
-            self._ended = self._fleet.end()
-        except StillUpError as still_up:
-            raise StartFailedError(f"{error}\n{still_up}") from error
-
     @property
     def starting(self) -> bool:
         """Whether a start in the background is still under way."""
@@ -279,6 +546,127 @@ class CMLCluster(StartingCluster):
         self.sync(wait)
         return self.failure is None and not self.closed
 
+    async def _begin(self) -> None:
+        if not self._launches:
+            await self._start_up.attach()
+            self._mirror_adapting()
+        elif self.settings.background:
+            self._background = asyncio.ensure_future(self._start_behind())
+        else:
+            await self._start_new()
+
+    async def _start_new(self) -> None:
+        reporting = asyncio.ensure_future(self._report_while_starting())
+        try:
+            readiness = await self._start_up.run()
+        finally:
+            reporting.cancel()
+        self._steering.seen = self.observed  # who joins or leaves from now on is news
+        self._warn_if_in_part(readiness, self.settings.timeout_s)
+        await self._ask_dask()
+        if self.settings.adapt:
+            self.adapt(minimum=self.settings.adapt[0], maximum=self.settings.adapt[1])
+        await self._report()
+
+    async def _start_behind(self) -> None:
+        """Start while the caller goes on."""
+        try:
+            await self._start_new()
+        except Exception as error:
+            self.failure = error
+            try:
+                await asyncio.to_thread(self._end_launched, error)
+            except Exception as worse:  # sessions that are still up, or a record that cannot be removed
+                self.failure = worse
+            finally:
+                await self._detach()
+
+    async def _connect_to(self, address: str) -> None:
+        self.security = read_security(self._fleet.folder, self.settings.tls)
+        self._scheduler.connect(address, self.security)
+        self.scheduler_comm = self._scheduler.comm
+        await super()._start()
+        self._scheduler.start()
+        await asyncio.to_thread(self._fleet.update, lambda record: replace(record, scheduler_address=address))
+
+    async def _disconnect(self) -> None:
+        await self._scheduler.disconnect()
+        self.scheduler_comm = None
+
+    def _warn_if_in_part(self, readiness: Readiness, timeout_s: float) -> None:
+        part = readiness.ready < readiness.wanted
+        self.warning = ready_in_part(self.name, readiness, timeout_s) if part else None
+
+    async def _report_while_starting(self) -> None:
+        while True:
+            await self._report()
+            await asyncio.sleep(_REPORT_S)
+
+    async def _report(self) -> None:
+        if self._on_status is not None:
+            self._on_status(await self._snapshot())
+
+    def _undo(self, error: BaseException) -> None:
+        """Stop what this start launched, and let go of Dask."""
+        try:
+            finish(partial(self._end_launched, error))
+        finally:
+            with contextlib.suppress(Exception):
+                self.sync(self._detach, callback_timeout=_DETACH_TIMEOUT_S)
+                self._loop_runner.stop()
+
+    def _end_launched(self, error: BaseException) -> None:
+        if not self._launches:  # another start's cluster goes on
+            return
+        try:
+            self._ended = self._fleet.end()
+        except StillUpError as still_up:
+            raise StartFailedError(f"{error}\n{still_up}") from error
+
+    # Size
+
+    def scale(self, n: int = 0, memory: float | str | None = None, cores: float | None = None) -> Any:
+        """Bring the cluster to `n` workers; ends adaptive scaling.
+
+        Up: launches sessions and returns when the platform took them (`wait_for_workers` waits). Down: moves data off
+        the workers that go, then ends exactly their sessions.
+
+        Parameters
+        ----------
+        n : int
+            Number of workers.
+        memory : float or str
+            Bytes, or with a unit (``"24 GiB"``): as many workers as have so much together, if that is more than `n`.
+        cores : float
+            As many workers as have so many threads together, if that is more than `n`.
+
+        Raises
+        ------
+        ValueError
+            If that is no number of workers from 0 to ``max-workers``.
+        RuntimeError
+            If the platform refused a session (those of this call have been stopped), or data has nowhere to go.
+        """
+        self._check_open()
+        most = self.settings.max_workers
+        asked = repr(n)
+        if memory is not None:
+            asked += f" and memory={memory!r}"
+            n = max(n, math.ceil(parse_bytes(memory) / self._memory_per_worker))
+        if cores is not None:
+            asked += f" and cores={cores!r}"
+            n = max(n, math.ceil(cores / self._threads_per_worker))
+        if isinstance(n, bool) or not isinstance(n, numbers.Integral) or not 0 <= n <= most:
+            raise ValueError(
+                f"n must be a whole number of workers from 0 to {most} (the setting max-workers); not {asked}"
+            )
+        self._stop_adapting()
+        return self._run(self.scaler.to(int(n)))
+
+    def scale_down(self, workers: Iterable[Any]) -> Any:
+        """End the sessions of workers, by name; for Dask's `Adaptive`, which has retired them."""
+        return self._run(self.scaler.end(list(workers)))
+
     def scale_until_ready(
         self, n: int, wait: int | None, timeout_s: float, on_status: StatusCallback | None = None
     ) -> None:
@@ -292,25 +680,25 @@ class CMLCluster(StartingCluster):
         RuntimeError
             If a session was refused or died, or none connected in time.
         """
-        before, requested = self.plan, self._fleet.record.requested
+        before, requested = self.plan, self.wanted
         wanted = n if wait is None else wait
-        self.warning = None
 
         async def scale_and_wait() -> None:
-            await self._scale_to(n)
+            began = time.monotonic()
+            await self.scaler.to(n)
             reporting = asyncio.ensure_future(self._report_while_starting())
             try:
                 new = self.plan - before
                 missing = min(len(new), wanted - len(self.observed & before))
                 if missing > 0:
-                    await self._wait_for_sessions(missing, time.monotonic() + timeout_s, ids=new)
+                    await self._start_up.wait_for(missing, began + timeout_s, ids=new)
                 await self._ask_dask()
-            except TimeoutError as error:
-                raise StartFailedError(describe_failure(self._fleet, self.observed, str(error), new)) from None
+            except TimeoutError:
+                reason = f"no worker connected within {timeout_s:g} s"
+                raise StartFailedError(describe_failure(self._fleet, self.observed, reason, new)) from None
             finally:
                 reporting.cancel()
-            if (ready := len(self.observed)) < wanted:
-                self.warning = ready_in_part(self.name, ready, wanted, timeout_s)
+            self._warn_if_in_part(Readiness(len(self.observed), wanted, time.monotonic() - began), timeout_s)
 
         self._stop_adapting()
         self._on_status = on_status
@@ -318,28 +706,166 @@ class CMLCluster(StartingCluster):
             self.sync(scale_and_wait)
         except BaseException as error:
             try:
-                finish(partial(self._undo_scaling, before, requested, n))
+                finish(partial(self.scaler.undo, before, requested, n))
             except StillUpError as still_up:
                 raise StartFailedError(f"{error}\n{still_up}") from error
             raise
 
-    def _undo_scaling(self, before: set[str], requested: int, n: int) -> None:
-        """Stop what was launched to come to `n` workers since the plan was `before` and `requested` were asked for."""
-        self._fleet.settle()
-        new = self.plan - before
-        # Those that died have left the plan, but the number would still ask for them.
-        if new or n > requested:
-            # First this, or they would be taken for missing.
-            self._fleet.withdraw(new, requested)
-            self._fleet.stop(new)
+    @property
+    def adapting(self) -> bool:
+        """Whether Dask scales the cluster."""
+        return self._adaptive is not None
+
+    def adapt(
+        self,
+        Adaptive: type[Adaptive] = SessionAdaptive,  # noqa: N803 - Dask's name
+        minimum: float = 0,
+        maximum: float = math.inf,
+        minimum_cores: float | None = None,
+        maximum_cores: float | None = None,
+        minimum_memory: float | str | None = None,
+        maximum_memory: float | str | None = None,
+        **kwargs: Any,
+    ) -> Adaptive:
+        """Let Dask scale the cluster by its load, at most to ``max-workers``.
+
+        Parameters
+        ----------
+        Adaptive : type
+            A subclass of `distributed.deploy.Adaptive`.
+        minimum, maximum : int
+            Numbers of workers.
+        minimum_cores, maximum_cores : float
+            Threads of all workers together, which `minimum` and `maximum` are raised and lowered to.
+        minimum_memory, maximum_memory : float or str
+            Their memory together likewise, in bytes or with a unit (``"100 GiB"``).
+        **kwargs
+            As for `distributed.deploy.Adaptive`.
+        """
+        self._check_open()
+        threads, memory_bytes = self._threads_per_worker, self._memory_per_worker
+        if minimum_cores is not None:
+            minimum = max(minimum, math.ceil(minimum_cores / threads))
+        if minimum_memory is not None:
+            minimum = max(minimum, math.ceil(parse_bytes(minimum_memory) / memory_bytes))
+        if maximum_cores is not None:
+            maximum = min(maximum, math.floor(maximum_cores / threads))
+        if maximum_memory is not None:
+            maximum = min(maximum, math.floor(parse_bytes(maximum_memory) / memory_bytes))
+        self._changing_adaptive = True
+        try:
+            adaptive = self._start_adapting(Adaptive, minimum=minimum, maximum=maximum, **kwargs)
+            limits = (int(adaptive.minimum), int(adaptive.maximum))
+            with contextlib.suppress(GoneError):  # stopped meanwhile
+                self._fleet.update(lambda record: replace(record, adapt=limits, failed_replacements=0))
+            return adaptive
+        finally:
+            self._changing_adaptive = False
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know of how this start took the settings."""
-        return self._fleet.notes
+    def _memory_per_worker(self) -> int:
+        return worker_memory_limit_bytes(self.settings.memory_gib)
 
-    def _ipython_display_(self, **_: Any) -> None:
-        type(self).shown_by(self)
+    @property
+    def _threads_per_worker(self) -> int:
+        return worker_nthreads(self.settings.cpu)
+
+    def _start_adapting(self, Adaptive: type[Adaptive], **kwargs: Any) -> Any:  # noqa: N803 - Dask's name
+        adaptive = super().adapt(Adaptive, **kwargs)
+        adaptive.maximum = int(min(adaptive.maximum, self.settings.max_workers))
+        return adaptive
+
+    def _stop_adapting(self) -> None:
+        if self._fleet.record.adapt:
+            with contextlib.suppress(GoneError):
+                self._fleet.update(lambda record: replace(record, adapt=None))
+        self._drop_adaptive()
+
+    def _drop_adaptive(self) -> None:
+        if self._adaptive is not None:
+            self._adaptive.stop()
+            self._adaptive = None
+
+    def _mirror_adapting(self) -> None:
+        """Follow what the record says of adaptive scaling, whichever kernel wrote it."""
+        limits, adaptive = self._fleet.record.adapt, self._adaptive
+        if self._changing_adaptive:  # the record is about to follow
+            return
+        if limits is None:
+            self._drop_adaptive()
+        elif adaptive is None or limits != (adaptive.minimum, adaptive.maximum):
+            self._start_adapting(SessionAdaptive, minimum=limits[0], maximum=limits[1])
+
+    # Workers
+
+    def keep(self) -> Any:
+        """Start the idle countdown anew, as work would."""
+        self._check_open()
+
+        async def keep() -> None:
+            await self._scheduler.keep()
+            await asyncio.to_thread(self._fleet.log, "kept: the idle time starts anew")
+
+        return self.sync(keep)
+
+    def restart_worker(self, session: str) -> Any:
+        """Restart the worker process in a session; its session and its name stay.
+
+        Raises
+        ------
+        RuntimeError
+            If no worker of that session is connected, or it did not come back.
+        """
+        self._check_open()
+        return self.sync(self._restart_worker, session)
+
+    async def _restart_worker(self, session: str) -> None:
+        addresses = [address for address, worker in self._connected().items() if session_of(worker.name) == session]
+        if not addresses:
+            raise RuntimeError(f"no worker of session {session} is connected to cluster {self.name!r}")
+        if failures := await self._scheduler.restart(addresses):
+            raise RuntimeError(f"the worker of session {session} was not restarted: {', '.join(failures)}")
+        await asyncio.to_thread(self._fleet.log, f"the worker of session {session} was restarted")
+
+    # Steering: what is done while this kernel holds the cluster
+
+    @property
+    def steers(self) -> bool:
+        """Whether this kernel is the one that sets the cluster right."""
+        return self._steering.steers
+
+    async def _steer(self) -> None:
+        """See what has happened to the cluster, and do what has to be done about it."""
+        try:
+            if not await asyncio.to_thread(self._fleet.refresh):
+                self._part(f"Cluster {self.name!r} was stopped from another kernel")
+                return
+            self._mirror_adapting()
+            if self._fleet.record.state != "stopping":
+                await self._steering.round()
+        except (GoneError, EndingError):  # the next round, if there is one, tells
+            pass
+        except (RuntimeError, OSError, asyncio.TimeoutError) as error:  # the platform, the disk, another kernel
+            logger.warning("cluster %r: %s", self.name, error)
+
+    def _part(self, why: str, and_end: bool = False) -> None:
+        """Let go of the cluster, for a reason that the user did not give."""
+        if self._parting is not None or self._dask_status != Status.running:  # somebody closes it already
+            return
+        self.parting_words = why
+        self.shutdown_on_close = self.shutdown_on_close or and_end
+        self._parting = asyncio.ensure_future(self._close_quietly())
+        if not self.asynchronous:
+            # The loop's thread ends with it, and cannot be waited for from there.
+            self._parting.add_done_callback(
+                lambda _: threading.Thread(target=self._loop_runner.stop, daemon=True).start()
+            )
+
+    async def _close_quietly(self) -> None:
+        try:
+            await self._close()
+        except StillUpError as error:  # they are on record; nobody waits for this
+            logger.warning("%s", error)
 
     # Closing
 
@@ -409,3 +935,26 @@ class CMLCluster(StartingCluster):
 
     async def _end(self) -> None:
         self._ended = await asyncio.wrap_future(begin(self._fleet.end))
+
+    async def _detach(self) -> None:
+        """Let go of scheduler and platform; the cluster goes on."""
+        self._fleet.unwatch()
+        await asyncio.to_thread(self._steering.release)
+        await self._scheduler.stop()
+        # The stream to a scheduler that was cut off ends when the network says so; closing must not wait for that.
+        if self._watch_worker_status_task is not None and self._watch_worker_status_comm is not None:
+            self._watch_worker_status_comm.abort()
+        await super()._close()
+        self._forget_workers()
+        if self._on_end is not None:
+            self._on_end(self)
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Do it now, or as a task where the caller runs on the loop: Dask's callers do not always await."""
+        if self.asynchronous:
+            return asyncio.ensure_future(work)
+
+        async def done() -> Any:
+            return await work
+
+        return self.sync(done)

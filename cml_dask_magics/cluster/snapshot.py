@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
-from cml_dask_magics.cluster.feed import WorkerFigures
+from cml_dask_magics.cluster.scheduler import WorkerFigures
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.shell_lines import session_of
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
@@ -44,7 +44,7 @@ def snapshot(
     """
     record = fleet.record
     addresses = {session_of(worker.name): address for address, worker in workers.items()}
-    scheduler = next((session for session in record.sessions if session.role == "scheduler"), None)
+    scheduler = scheduler_session(fleet)
     failed = [session for session in fleet.lost.values() if session.role == "worker"]
     sessions = [s for s in record.sessions if s.role == "worker" and s.ended_at is None] + failed
     return ClusterStatus(
@@ -91,14 +91,34 @@ def _session_status(
     )
 
 
-def sample(workers: Collection[WorkerFigures]) -> Sample:
-    """What the workers do together now."""
-    return Sample(
-        at=datetime.now(timezone.utc),
-        cpu_percent=sum(worker.cpu_percent for worker in workers),
-        memory_bytes=sum(worker.memory_bytes for worker in workers),
-        executing=sum(worker.executing for worker in workers),
+def scheduler_session(fleet: Fleet) -> SessionRecord | None:
+    """The session of the scheduler, while it is on record."""
+    return next((session for session in fleet.record.sessions if session.role == "scheduler"), None)
+
+
+def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
+    """Where a browser of the user finds the dashboard; empty while that is not known.
+
+    Parameters
+    ----------
+    fleet : Fleet
+    dasks_own : str
+        What ``distributed.dashboard.link`` in Dask's configuration makes of the scheduler's address.
+    """
+    scheduler, platform = scheduler_session(fleet), fleet.pool.platform
+    if scheduler is None or not scheduler.app_url:
+        return ""
+    if platform.browser_is_here:
+        return dasks_own
+    return fleet.settings.dashboard_link.format(
+        app_url=scheduler.app_url.rstrip("/"), session=scheduler.id, domain=platform.domain
     )
+
+
+def read_only_link(fleet: Fleet) -> str | None:
+    """The platform's other address of what a session serves on ``CDSW_READONLY_PORT``, by its documentation."""
+    scheduler, domain = scheduler_session(fleet), fleet.pool.platform.domain
+    return f"https://read-only-{scheduler.id}.{domain}/status" if scheduler is not None and domain else None
 
 
 def utc(seconds: float) -> datetime:

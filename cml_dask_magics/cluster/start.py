@@ -1,49 +1,72 @@
-"""How a cluster comes up: scheduler and workers are launched at once, find each other, and are waited for.
-
-The part of `CMLCluster` between launching and "ready".
-"""
+"""How a cluster comes up: scheduler and workers are launched at once, find each other, and are waited for."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tornado.ioloop import IOLoop
-
-from cml_dask_magics.cluster.adaptive import AdaptiveCluster
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet
+from cml_dask_magics.fleet.opening import ANSWER_TIMEOUT_S
 from cml_dask_magics.model.record import Role
-from cml_dask_magics.model.status import StatusCallback
 from cml_dask_magics.platforms.pool import Launched
-from cml_dask_magics.registry.liveness import scheduler_address
+from cml_dask_magics.registry.liveness import liveness, scheduler_address
 
-TICK_S = 0.1
-_REPORT_S = 0.5
+_TICK_S = 0.1
 _HEAD_START_S = 0.2
+_CONNECT_TIMEOUT_S = 15.0
 
 
-class StartingCluster(AdaptiveCluster):
-    """A cluster that can be brought up.
+@dataclass(frozen=True)
+class Readiness:
+    """What a start came to: how many workers are connected, of how many that were waited for, after how long."""
+
+    ready: int
+    wanted: int
+    took_s: float
+
+
+class Start:
+    """Brings one cluster up, or attaches to one that another kernel has brought up.
 
     Parameters
     ----------
-    on_status : callable, optional
-        Called with a `ClusterStatus` about twice a second meanwhile.
+    fleet : Fleet
+        Its sessions.
+    observed : callable
+        Ids of the sessions whose worker is connected.
+    connect : callable
+        Awaited with the scheduler's address: connects, or raises ``OSError``.
+    disconnect : callable
+        Awaited after a connection that failed half way.
     """
 
-    def __init__(self, fleet: Fleet, asynchronous: bool, loop: IOLoop | None, on_status: StatusCallback | None) -> None:
-        super().__init__(fleet, asynchronous, loop)
-        self._on_status = on_status
+    def __init__(
+        self,
+        fleet: Fleet,
+        observed: Callable[[], set[str]],
+        connect: Callable[[str], Awaitable[None]],
+        disconnect: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._fleet = fleet
+        self._observed = observed
+        self._connect = connect
+        self._disconnect = disconnect
 
-    async def _start_new(self) -> None:
-        fleet, settings, began = self._fleet, self.settings, time.monotonic()
+    async def run(self) -> Readiness:
+        """Launch everything, connect, and wait as the settings say.
+
+        Raises
+        ------
+        StartFailedError
+            If a session was refused or died, or none connected in time.
+        """
+        fleet, settings, began = self._fleet, self._fleet.settings, time.monotonic()
         wanted = settings.n_workers if settings.wait is None else settings.wait
         deadline = began + settings.timeout_s
-        reporting = asyncio.ensure_future(self._report_while_starting())
         counts: dict[Role, int] = {"scheduler": 1, "worker": settings.n_workers}
         launches: list[asyncio.Future[Launched]] = []
         try:
@@ -53,25 +76,78 @@ class StartingCluster(AdaptiveCluster):
                 await asyncio.wait(launches, timeout=_HEAD_START_S)
             fleet.watch()
             await self._connect_when_up(deadline, launches)
-            await self._wait_for_sessions(wanted, deadline, launches)
+            await self.wait_for(wanted, deadline, launches)
             await asyncio.gather(*launches)
             self._raise_if_failed(launches)
         except TimeoutError as error:
-            raise StartFailedError(describe_failure(fleet, self.observed, str(error))) from None
-        finally:
-            reporting.cancel()
-        self._seen = self.observed  # who joins or leaves from now on is news
-        ready = len(self._seen)
-        message = f"{ready} worker{'s' if ready != 1 else ''} ready in {time.monotonic() - began:.1f} s"
-        if ready < wanted:
-            message = self.warning = ready_in_part(self.name, ready, wanted, settings.timeout_s)
-        await asyncio.to_thread(fleet.update, lambda record: replace(record, state="running").with_event(message))
-        await self._ask_dask()
-        if ready >= settings.n_workers:
-            await asyncio.to_thread(fleet.registry.note_start, fleet.record.backend, time.monotonic() - began)
-        if settings.adapt:
-            self.adapt(minimum=settings.adapt[0], maximum=settings.adapt[1])
-        await self._report()
+            raise StartFailedError(describe_failure(fleet, self._observed(), str(error))) from None
+        readiness = Readiness(len(self._observed()), wanted, time.monotonic() - began)
+        await asyncio.to_thread(self._write_down, readiness)
+        return readiness
+
+    async def attach(self) -> None:
+        """Connect to a cluster that another start brought up, or is bringing up this very moment.
+
+        Raises
+        ------
+        RuntimeError
+            If it does not come up, or its scheduler does not answer.
+        """
+        fleet, name = self._fleet, self._fleet.record.name
+        deadline = time.monotonic() + fleet.settings.timeout_s
+        while (address := scheduler_address(fleet.record, fleet.folder)) is None:
+            if (
+                not await asyncio.to_thread(fleet.refresh)
+                or liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S) == "silent"
+                or time.monotonic() > deadline
+            ):
+                raise RuntimeError(f"cluster {name!r} did not come up; %dask_up --name {name} starts it anew")
+            await asyncio.sleep(_TICK_S)
+        try:
+            await asyncio.wait_for(self._connect(address), _CONNECT_TIMEOUT_S)
+        except (OSError, TimeoutError, asyncio.TimeoutError) as error:
+            raise RuntimeError(
+                f"the scheduler of cluster {name!r} does not answer at {address} ({error or 'timed out'}); "
+                f"%dask_down {name} clears what is left, %dask_up --name {name} then starts it anew"
+            ) from error
+        fleet.watch()
+
+    async def wait_for(
+        self,
+        n: int,
+        deadline: float,
+        launches: Collection[asyncio.Future[Any]] = (),
+        ids: Collection[str] | None = None,
+    ) -> None:
+        """Wait until `n` workers are connected, or the deadline has passed with one at least.
+
+        Parameters
+        ----------
+        n : int
+        deadline : float
+            Of ``time.monotonic()``.
+        launches : collection of Future
+            Launch calls that may still fail.
+        ids : collection of str, optional
+            Only these sessions count.
+
+        Raises
+        ------
+        StartFailedError
+            If a session was refused or died.
+        TimeoutError
+            If the deadline has passed and no worker is connected.
+        """
+        while True:
+            self._raise_if_failed(launches, ids)
+            connected = self._observed() if ids is None else self._observed() & set(ids)
+            if len(connected) >= n:
+                return
+            if time.monotonic() > deadline:
+                if connected:
+                    return
+                raise TimeoutError(f"no worker connected within {self._fleet.settings.timeout_s:g} s")
+            await asyncio.sleep(_TICK_S)
 
     async def _connect_when_up(self, deadline: float, launches: Collection[asyncio.Future[Any]]) -> None:
         fleet = self._fleet
@@ -80,60 +156,42 @@ class StartingCluster(AdaptiveCluster):
             address = scheduler_address(fleet.record, fleet.folder)
             if address is not None:
                 try:
-                    await self._connect_to(address)
+                    await self._connect(address)
                     return
                 except (OSError, asyncio.TimeoutError):
                     # Its port is not open yet, or its session has just died: the next round tells.
                     await self._disconnect()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the scheduler did not come up within {self.settings.timeout_s:g} s")
-            await asyncio.sleep(TICK_S)
-
-    async def _wait_for_sessions(
-        self,
-        n: int,
-        deadline: float,
-        launches: Collection[asyncio.Future[Any]] = (),
-        ids: Collection[str] | None = None,
-    ) -> None:
-        """Until `n` workers (of `ids`) are connected, or the deadline has passed with one at least."""
-        while True:
-            self._raise_if_failed(launches, ids)
-            connected = self.observed if ids is None else self.observed & set(ids)
-            if len(connected) >= n:
-                return
-            if time.monotonic() > deadline:
-                if connected:
-                    return
-                raise TimeoutError(f"no worker connected within {self.settings.timeout_s:g} s")
-            await asyncio.sleep(TICK_S)
+                raise TimeoutError(f"the scheduler did not come up within {fleet.settings.timeout_s:g} s")
+            await asyncio.sleep(_TICK_S)
 
     def _raise_if_failed(self, launches: Collection[asyncio.Future[Any]], ids: Collection[str] | None = None) -> None:
+        fleet = self._fleet
         for launch in launches:
             if launch.done():
                 launch.result()
         over = {"stopping": "another kernel stopped it", "lost": "its scheduler is gone"}
-        if why := over.get(self._fleet.record.state):
-            raise StartFailedError(describe_failure(self._fleet, self.observed, why, ids))
+        if why := over.get(fleet.record.state):
+            raise StartFailedError(describe_failure(fleet, self._observed(), why, ids))
         # All launches must have answered, or the message would name half of what was refused.
-        lost = self._fleet.lost if ids is None else {key for key in self._fleet.lost if key in ids}
-        refused = self._fleet.refusals if ids is None else ()
+        lost = fleet.lost if ids is None else {key for key in fleet.lost if key in ids}
+        refused = fleet.refusals if ids is None else ()
         if (refused or lost) and all(launch.done() for launch in launches):
-            raise StartFailedError(describe_failure(self._fleet, self.observed, "a session was refused or died", ids))
+            raise StartFailedError(describe_failure(fleet, self._observed(), "a session was refused or died", ids))
 
-    async def _report_while_starting(self) -> None:
-        while True:
-            await self._report()
-            await asyncio.sleep(_REPORT_S)
+    def _write_down(self, readiness: Readiness) -> None:
+        fleet = self._fleet
+        message = f"{readiness.ready} worker{'s' if readiness.ready != 1 else ''} ready in {readiness.took_s:.1f} s"
+        if readiness.ready < readiness.wanted:
+            message = ready_in_part(fleet.record.name, readiness, fleet.settings.timeout_s)
+        fleet.update(lambda record: replace(record, state="running").with_event(message))
+        if readiness.ready >= fleet.settings.n_workers:
+            fleet.registry.note_start(fleet.record.backend, readiness.took_s)
 
-    async def _report(self) -> None:
-        if self._on_status is not None:
-            self._on_status(await self._snapshot())
 
-
-def ready_in_part(name: str, ready: int, wanted: int, timeout_s: float) -> str:
+def ready_in_part(name: str, readiness: Readiness, timeout_s: float) -> str:
     """What is told when the time is up and some workers are still missing."""
     return (
-        f"cluster {name!r}: {ready} of {wanted} workers are ready after {timeout_s:g} s; "
-        f"the other {wanted - ready} join when the platform starts them"
+        f"cluster {name!r}: {readiness.ready} of {readiness.wanted} workers are ready after {timeout_s:g} s; "
+        f"the other {readiness.wanted - readiness.ready} join when the platform starts them"
     )

@@ -1,73 +1,85 @@
 """What a cluster does by itself while a kernel holds it: lost workers are replaced, a lost cluster is ended.
 
-Of the kernels that hold it, one does so (see `lease`). Knows how to grow, not how to start.
+Of the kernels that hold it, one does so (see `lease`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
 import time
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, replace
 
-from distributed.core import Status
-from tornado.ioloop import IOLoop
-
-from cml_dask_magics.cluster.scaling import ScalableCluster
-from cml_dask_magics.cluster.watching import Repeated
-from cml_dask_magics.fleet.fleet import Fleet, StillUpError
+from cml_dask_magics.cluster.snapshot import scheduler_session
+from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.healing import Healer, named
-from cml_dask_magics.fleet.launches import EndingError
 from cml_dask_magics.registry.kernels import kernel_may_live
 from cml_dask_magics.registry.lease import Lease
-from cml_dask_magics.registry.registry import GoneError
 
-logger = logging.getLogger(__name__)
-
-_STEER_S = 2.0
 # Where our listing cannot show a session, it is taken for dead only after so long: far longer than Dask itself needs to
 # notice that a connection is cut (30 s), and a worker that notices ends.
 _UNSEEN_GONE_S = 120.0
 _UNSEEN_PENDING_S = 900.0
 
 
-class SteeringCluster(ScalableCluster):
-    """A cluster that keeps as many workers as were asked for."""
+@dataclass(frozen=True)
+class Host:
+    """What a round needs of the cluster object.
 
-    def __init__(self, fleet: Fleet, asynchronous: bool, loop: IOLoop | None) -> None:
-        super().__init__(fleet, asynchronous, loop)
-        self.shutdown_on_close = False
-        self.steers = False
+    Parameters
+    ----------
+    observed : callable
+        Ids of the sessions whose worker is connected.
+    silent_s : callable
+        For how many seconds the scheduler has been silent.
+    trim : callable
+        Ends what is more than was asked for.
+    part : callable
+        Lets go of the cluster, for a reason that the user did not give, and whether the cluster is to end with it.
+    forget_workers : callable
+    """
+
+    observed: Callable[[], set[str]]
+    silent_s: Callable[[], float]
+    trim: Callable[[], Awaitable[None]]
+    part: Callable[[str, bool], None]
+    forget_workers: Callable[[], None]
+
+
+class Steering:
+    """Rounds of setting one cluster right.
+
+    Parameters
+    ----------
+    fleet : Fleet
+    healer : Healer
+    host : Host
+    """
+
+    def __init__(self, fleet: Fleet, healer: Healer, host: Host) -> None:
+        self._fleet = fleet
+        self._healer = healer
+        self._host = host
         self._lease = Lease(fleet.registry, fleet.record.name, fleet.kernel)
-        self._healer = Healer(fleet)
         self._gone_since: dict[str, float] = {}
-        self._seen: set[str] | None = None
-        self._parting: asyncio.Task[None] | None = None
-        self.periodic_callbacks["steer"] = Repeated(self._steer, _STEER_S)
+        self.steers = False
+        self.seen: set[str] | None = None
+        """Whose coming and going has been told; None before the first round."""
 
-    async def _steer(self) -> None:
+    async def round(self) -> None:
         """See what has happened to the cluster, and do what has to be done about it."""
-        try:
-            if not await asyncio.to_thread(self._fleet.refresh):
-                self._part(f"Cluster {self.name!r} was stopped from another kernel")
-                return
-            self._mirror_adapting()
-            if self._fleet.record.state == "stopping":
-                return
-            self.steers = await asyncio.to_thread(self._lease.hold)
-            if self.steers:
-                await self._set_right()
-            elif self._fleet.record.state == "running":
-                self._drop_replaced()
-        except (GoneError, EndingError):  # the next round, if there is one, tells
-            pass
-        except (RuntimeError, OSError, asyncio.TimeoutError) as error:  # the platform, the disk, another kernel
-            logger.warning("cluster %r: %s", self.name, error)
+        self.steers = await asyncio.to_thread(self._lease.hold)
+        if self.steers:
+            await self._set_right()
+        elif self._fleet.record.state == "running":
+            self._drop_replaced()
+
+    def release(self) -> None:
+        """Leave the steering to another kernel."""
+        self._lease.release()
 
     async def _set_right(self) -> None:
-        fleet = self._fleet
+        fleet, host = self._fleet, self._host
         if fleet.record.state == "lost":
             # What did not stop at first, or was being launched just then.
             left = [session.id for session in fleet.record.sessions if session.ended_at is None]
@@ -78,15 +90,15 @@ class SteeringCluster(ScalableCluster):
             return
         if self._scheduler_is_gone():
             if await asyncio.to_thread(self._healer.ended_idle):
-                self.shutdown_on_close = True
-                self._part(f"Cluster {self.name!r} ended by itself: nobody worked for its idle timeout")
+                name = fleet.record.name
+                host.part(f"Cluster {name!r} ended by itself: nobody worked for its idle timeout", True)
             else:
-                self._forget_workers()
+                host.forget_workers()
                 await asyncio.to_thread(self._healer.end_lost)
             return
-        if self.silent_s:  # nobody can tell what its workers do
+        if host.silent_s():  # nobody can tell what its workers do
             return
-        connected = self.observed
+        connected = host.observed()
         await asyncio.to_thread(fleet.note_connected, connected)
         await self._log_comings_and_goings(connected)
         await asyncio.to_thread(fleet.adopt, connected)
@@ -96,17 +108,15 @@ class SteeringCluster(ScalableCluster):
         if fleet.record.adapt is not None:
             return
         if len(fleet.plan) > fleet.record.requested:  # sessions of a broken launch call that turned out to be ours
-            async with self._scaling:
-                if len(fleet.plan) > fleet.record.requested:  # whoever scaled last may have asked for more
-                    await self._shrink(fleet.record.requested)
+            await host.trim()
         else:
             await asyncio.to_thread(self._healer.heal)
 
     def _drop_replaced(self) -> None:
         """Show lost workers no longer once there are as many again as there should be."""
-        record = self._fleet.record
-        if len(self.plan) >= (record.adapt[0] if record.adapt else record.requested):
-            self._fleet.drop_lost([s.id for s in self._fleet.lost.values() if s.role == "worker"])
+        fleet, record = self._fleet, self._fleet.record
+        if len(fleet.plan) >= (record.adapt[0] if record.adapt else record.requested):
+            fleet.drop_lost([s.id for s in fleet.lost.values() if s.role == "worker"])
 
     async def _take_over_start(self) -> None:
         """A cluster whose kernel died while it started, and that came up all the same."""
@@ -116,8 +126,6 @@ class SteeringCluster(ScalableCluster):
             await asyncio.to_thread(
                 self._fleet.update, lambda record: replace(record, state="running").with_event(event)
             )
-
-    # Workers
 
     async def _end_unseen(self, connected: Collection[str]) -> None:
         """Stop sessions whose worker does not come (back), where no listing of ours would show their end."""
@@ -137,43 +145,16 @@ class SteeringCluster(ScalableCluster):
 
     async def _log_comings_and_goings(self, now: set[str]) -> None:
         """Put into the record which workers joined and left since the last look; the start tells its own story."""
-        before, self._seen = self._seen, now
+        before, self.seen = self.seen, now
         if before is None:
             return
         for who, what in ((now - before, "joined"), (before - now, "left")):
             if who:
                 await asyncio.to_thread(self._fleet.log, f"{named(who)} {what}")
 
-    # The scheduler
-
     def _scheduler_is_gone(self) -> bool:
         """Whether it is sure: a network cut that heals is no death."""
-        scheduler = self._scheduler_session()
+        scheduler = scheduler_session(self._fleet)
         if scheduler is None:
             return True
-        return scheduler.launched_from != self._fleet.pool.platform.session and self.silent_s > _UNSEEN_GONE_S
-
-    def _part(self, why: str) -> None:
-        """Let go of the cluster, for a reason that the user did not give."""
-        if self._parting is None and self._dask_status == Status.running:  # and nobody closes it already
-            self.parting_words = why
-            self._parting = asyncio.ensure_future(self._close_quietly())
-            if not self.asynchronous:
-                # The loop's thread ends with it, and cannot be waited for from there.
-                self._parting.add_done_callback(
-                    lambda _: threading.Thread(target=self._loop_runner.stop, daemon=True).start()
-                )
-
-    async def _close_quietly(self) -> None:
-        try:
-            await self._close()
-        except StillUpError as error:  # they are on record; nobody waits for this
-            logger.warning("%s", error)
-
-    def _mirror_adapting(self) -> None:
-        """Follow what the record says of adaptive scaling, whichever kernel wrote it."""
-        raise NotImplementedError
-
-    async def _let_go(self) -> None:
-        await asyncio.to_thread(self._lease.release)
-        await super()._let_go()
+        return scheduler.launched_from != self._fleet.pool.platform.session and self._host.silent_s() > _UNSEEN_GONE_S

@@ -30,11 +30,11 @@ HURRY = """
 from cml_dask_magics.fleet import fleet
 from cml_dask_magics.registry import lease
 from cml_dask_magics.platforms import pool as sessions
-from cml_dask_magics.cluster import steering
+from cml_dask_magics.cluster import cluster as cluster_module
 fleet.Fleet.end.__defaults__ = (4.0,)
 fleet._SUSPECT_WAIT_S = 2.0
 lease.BEAT_S, lease.EXPIRES_S = 1.0, 5.0
-sessions._STOP_AGAIN_S = sessions._POLL_QUIET_S = steering._STEER_S = 0.5
+sessions._STOP_AGAIN_S = sessions._POLL_QUIET_S = cluster_module.STEER_S = 0.5
 """
 SLEEPER = """
 import time

@@ -72,7 +72,9 @@ def test_interrupt_that_is_repeated_by_the_impatient(notebook: Faulty) -> None:
         notebook.kernel.interrupt()
         time.sleep(0.7)
     run = notebook.kernel.wait(run, timeout=90)
-    assert run.error is not None and run.error.ename == "KeyboardInterrupt"
+    # One that comes while IPython formats the traceback of the one before makes it print a single line instead.
+    shown = run.error.ename if run.error is not None else run.stderr.split()[-1]
+    assert shown == "KeyboardInterrupt"
     assert "%dask_down default" in run.stderr or not notebook.living()
     notebook.workspace.wait_until(lambda: not notebook.living() and not on_record(notebook))
 
