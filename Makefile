@@ -7,21 +7,26 @@ BIN = $(VENV)/bin
 JOBS ?= 2
 PIP_INSTALL = pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-oldest lint typecheck bench clean
+.PHONY: demo test test-all test-oldest lint typecheck bench clean
 
 # The main job on a local cluster, end to end; its records stay out of the way of clusters that you run.
 demo: $(VENV)/.installed
 	DASK_CML_DASK_MAGICS__LOCAL=true DASK_CML_DASK_MAGICS__STATE_DIRECTORY=$(CURDIR)/$(VENV)/demo-state \
 		$(BIN)/python notebooks/run.py notebooks/quickstart.ipynb
 
+# What shares a cluster runs in one process.
+PYTEST = -m pytest -n $(JOBS) --dist loadgroup
+
+# Some minutes; what takes long, and rarely finds anything that the others do not, is left to `make test-all`.
 test: $(VENV)/.tests-installed
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python $(PYTEST) -m "not long" $(ARGS)
+
+test-all: $(VENV)/.tests-installed
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 # What touches Dask, on the oldest Dask that the package supports.
-WITH_DASK = tests/contract $(addprefix tests/test_,cluster.py commands.py folders.py labextension.py magics.py notebooks.py \
-	quickstart.py security.py steering.py whole_path.py)
 test-oldest: $(OLDEST_VENV)/.tests-installed
-	$(OLDEST_VENV)/bin/python -m pytest -n $(JOBS) $(WITH_DASK) $(ARGS)
+	$(OLDEST_VENV)/bin/python $(PYTEST) -m "dask and not long" $(ARGS)
 
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .

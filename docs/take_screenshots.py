@@ -16,8 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from jupyter_in_session import browser_page, jupyter, run_all, set_panel_width, write_notebook
 from PIL import Image
+from support.jupyter_in_session import browser_page, jupyter, run_all, set_panel_width, write_notebook
 from workspace import Session, Workspace
 
 UP = "%load_ext cml_dask_magics\n%dask_up 4 --cpu 2 --memory 8"

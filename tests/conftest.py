@@ -1,4 +1,4 @@
-"""What the tests share: a state folder of their own, a shell, and a notebook in the simulated workspace.
+"""Fixtures of all tests: a state folder of their own, a shell, and a notebook in the simulated workspace.
 
 Whatever a test does, it ends with the same checks: no session of ours is alive, every other session is.
 """
@@ -8,27 +8,19 @@ from __future__ import annotations
 import contextlib
 import resource
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import dask
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-from workspace import Kernel, Session, Workspace
+
+pytest.register_assert_rewrite("contract", "support")  # they say what they saw, as tests do
+
+from support.notebook import Notebook
+from support.state_folder import local_sessions
+from workspace import Workspace
 
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
-from cml_dask_magics.model.settings import PRIVATE_FOLDER
-from cml_dask_magics.platforms.local import LocalSessions
-
-
-def private(state: Path) -> Path:
-    """The folder of this package in a state folder."""
-    return state / PRIVATE_FOLDER
-
-
-def local_sessions(state: Path) -> LocalSessions:
-    """The processes of this machine that clusters of a state folder run in."""
-    return LocalSessions(private(state) / "local-sessions")
 
 
 @pytest.fixture
@@ -72,34 +64,6 @@ def shell(state: Path) -> Iterator[InteractiveShell]:
     shell.run_line_magic("unload_ext", "cml_dask_magics")
     shell.reset(new_session=False)
     InteractiveShell.clear_instance()
-
-
-@dataclass
-class Notebook:
-    """A person's notebook in a CML session, beside a session of the same person that is none of our business."""
-
-    workspace: Workspace
-    session: Session
-    kernel: Kernel
-    bystander: str
-
-    def run(self, code: str, timeout: float = 120.0) -> str:
-        """Run a cell that must succeed; what it printed."""
-        run = self.kernel.run(code, timeout=timeout)
-        assert run.error is None, f"{run.error}\n{run.stdout}\n{run.stderr}"
-        return run.stdout
-
-    def fail(self, code: str, timeout: float = 120.0) -> str:
-        """Run a cell that must fail with the extension's RuntimeError; what it says."""
-        run = self.kernel.run(code, timeout=timeout)
-        assert run.error is not None, f"it succeeded: {run.stdout}"
-        assert run.error.ename == "RuntimeError", run.error
-        return run.error.evalue
-
-    def new_kernel(self, folder: Path | None = None, **environment: str) -> None:
-        """Another kernel in the same session, in a folder of the shared home, with the extension loaded."""
-        self.kernel = self.session.kernel(env=environment, folder=folder)
-        self.run("%load_ext cml_dask_magics")
 
 
 @pytest.fixture(scope="session")

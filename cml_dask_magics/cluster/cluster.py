@@ -169,15 +169,15 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     ...     client.submit(sum, range(10)).result()
     """
 
-    shown_by: ClassVar[Callable[[Any], object]] = print
-    """What shows a cluster that is a cell's value; `cml_dask_magics` sets it."""
-
     # Dask's own, which it does not annotate.
     scheduler_comm: Any
     scheduler_info: Any
     periodic_callbacks: dict[str, Any]
     security: Any
     _adaptive: Any
+
+    shown_by: ClassVar[Callable[[Any], object]] = print
+    """What shows a cluster that is a cell's value; `cml_dask_magics` sets it."""
 
     def __init__(
         self,

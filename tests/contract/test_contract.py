@@ -14,11 +14,13 @@ from pathlib import Path
 
 import dask
 import pytest
-from conftest import local_sessions
+from support.state_folder import local_sessions
 from workspace import Workspace
 
 from contract import computing, looks, sizes
 from contract.stage import MODULES, Stage, keep, promises_of
+
+pytestmark = pytest.mark.dask
 
 IN_KERNEL = """
 import sys
@@ -114,7 +116,14 @@ def local_state(folder: Path) -> Iterator[None]:
 
 @pytest.fixture(
     scope="module",
-    params=["local_cluster", "cml_local", pytest.param("cml_workspace", marks=pytest.mark.workspace)],
+    # Each kind in a process of its own, if the tests run in several: what promises share is started once.
+    params=[
+        pytest.param("local_cluster", marks=pytest.mark.xdist_group("local_cluster")),
+        pytest.param("cml_local", marks=pytest.mark.xdist_group("cml_local")),
+        pytest.param(
+            "cml_workspace", marks=[pytest.mark.xdist_group("cml_workspace"), pytest.mark.workspace, pytest.mark.long]
+        ),
+    ],
 )
 def stage(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -157,6 +166,10 @@ def test_the_dashboard_opens_at_its_link(stage: InThisProcess | InNotebook) -> N
     stage.open_dashboard()
 
 
-@pytest.mark.parametrize("stage", ["local_cluster", "cml_local"], indirect=True)
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("local_cluster", "cml_local")],
+    indirect=True,
+)
 def test_the_link_to_the_dashboard_is_as_dask_was_told(stage: InThisProcess | InNotebook) -> None:
     stage.keep(ON_THIS_MACHINE)

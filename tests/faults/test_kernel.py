@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support.faulty import Faulty
+from support.state_folder import private
 
-from .conftest import Faulty, private
-
-pytestmark = pytest.mark.workspace
+pytestmark = [pytest.mark.long, pytest.mark.workspace]
 
 # Moments of a start: what is to be waited for, and seconds beyond.
 MOMENTS: dict[str, tuple[Callable[[Faulty], object], float]] = {

@@ -11,10 +11,10 @@ import random
 import time
 
 import pytest
+from support.faulty import Faulty
+from support.state_folder import private
 
-from .conftest import Faulty, private
-
-pytestmark = pytest.mark.workspace
+pytestmark = [pytest.mark.long, pytest.mark.workspace]
 
 KILLS = int(os.environ.get("KILLS", "3"))
 SEED = int(os.environ.get("SEED", str(random.randrange(10**6))))

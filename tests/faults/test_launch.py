@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from .conftest import Faulty
+from support.faulty import Faulty
 
 pytestmark = pytest.mark.workspace
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
-from .conftest import Faulty, private
+from support.faulty import Faulty
+from support.state_folder import private
 
 pytestmark = pytest.mark.workspace
 

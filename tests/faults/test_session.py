@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-
-from .conftest import Faulty
+from support.faulty import Faulty
 
 pytestmark = pytest.mark.workspace
 

@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import memory_platform
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from support import memory_platform
+from support.faulty import Faulty, shell
+from support.state_folder import private
 
 from cml_dask_magics.fleet import fleet
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.opening import claim
 from cml_dask_magics.model.settings import make_settings
-
-from .conftest import Faulty, private, shell
 
 MINE, OTHER = "kernelsession", "othersession"
 

@@ -1,0 +1,355 @@
+"""`CMLCluster` as Dask users use it, on processes of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.system
+import psutil
+import pytest
+from distributed import Client
+from distributed.core import Status
+from distributed.system import MEMORY_LIMIT
+from support.state_folder import local_sessions
+
+from cml_dask_magics import CMLCluster
+from cml_dask_magics.fleet.opening import open_fleet
+from cml_dask_magics.magics.kernel_clusters import kernel_clusters
+from cml_dask_magics.registry.registry import NameTakenError, Registry
+
+pytestmark = pytest.mark.dask
+
+
+def running(state: Path) -> list[str]:
+    listing = local_sessions(state).list_workers()
+    return [session["id"] for session in listing if session["status"] == "running"]
+
+
+def test_a_with_block_computes_and_ends_its_cluster(state: Path) -> None:
+    with CMLCluster(n_workers=2, cpu=2, memory=1) as cluster, cluster.get_client() as client:
+        assert client.submit(sum, range(10)).result() == 45
+        info = client.scheduler_info()["workers"].values()
+        assert [worker["nthreads"] for worker in info] == [2, 2]
+        # A GiB less what the session's own process and the nanny need.
+        assert all(worker["memory_limit"] == 0.75 * 2**30 for worker in info)
+        assert {worker["name"] for worker in info} == cluster.plan == cluster.requested == cluster.observed
+    assert not running(state)
+    assert kernel_clusters.names(state) == []
+
+
+def test_dask_sees_a_cluster_of_its_own_kind(state: Path) -> None:
+    with CMLCluster(1, name="default") as cluster:
+        assert cluster.status == Status.running and cluster.status != Status.closed
+        assert cluster.status.name == "running"
+        assert cluster.status in (Status.running, Status.closing)
+        assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
+        assert "CMLCluster(default" in repr(cluster)
+        assert cluster.dashboard_link.startswith("http://127.0.0.1:") and cluster.dashboard_link.endswith("/status")
+        logs = cluster.get_logs()
+        assert "1 worker ready" in logs["Cluster"] and "Scheduler" in logs
+        assert type(cluster.status()).__name__ == "ClusterStatus"
+    assert cluster.status == Status.closed
+
+
+def test_an_async_with_block_computes_and_ends_its_cluster(state: Path) -> None:
+    async def main() -> tuple[int, Any]:
+        async with CMLCluster(1, asynchronous=True) as cluster, Client(cluster, asynchronous=True) as client:
+            status = await cluster.status()
+            await cluster.scale(2)
+            await client.wait_for_workers(2)
+            return await client.submit(sum, range(10)), status
+
+    result, status = asyncio.run(main())
+    assert result == 45 and status.state == "running"
+    assert not running(state)
+
+
+def test_an_async_start_that_fails_leaves_nothing(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cml_dask_magics.model.readers.sys.executable", "/nowhere/python")
+
+    async def main() -> None:
+        async with CMLCluster(1, asynchronous=True):
+            pass
+
+    with pytest.raises(RuntimeError, match="/nowhere/python"):
+        asyncio.run(main())
+    assert not running(state) and kernel_clusters.names(state) == []
+
+
+def test_a_taken_name_is_refused_and_the_cluster_that_has_it_goes_on(state: Path) -> None:
+    with CMLCluster(1, name="mine") as cluster:
+        with pytest.raises(NameTakenError, match="from_name"):
+            CMLCluster(1, name="mine")
+        assert len(running(state)) == 2
+        assert cluster.get_client().submit(sum, [1]).result() == 1
+
+
+def test_a_value_that_cannot_be_launches_nothing(state: Path) -> None:
+    for wrong in ({"n_workers": -1}, {"memory": "lots"}, {"name": "../x"}, {"timeout": "soon"}, {"env": ["NOVALUE"]}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            CMLCluster(**wrong)  # type: ignore[arg-type]
+    assert not state.exists()
+
+
+def test_scaling_to_what_cannot_be_is_refused(state: Path) -> None:
+    with CMLCluster(1) as cluster:
+        for wrong in (-1, 501, 1.5, True):
+            with pytest.raises(ValueError, match="from 0 to 500"):
+                cluster.scale(wrong)  # type: ignore[arg-type]
+        assert len(cluster.plan) == 1
+
+
+def test_scaling_down_loses_no_data(state: Path) -> None:
+    with CMLCluster(3) as cluster, cluster.get_client() as client:
+        futures = client.scatter(list(range(300)))
+        cluster.scale(1)
+        assert sum(client.gather(futures)) == sum(range(300))
+        assert len(running(state)) == 2
+        cluster.scale(0)
+        assert len(running(state)) == 1
+
+
+def test_letting_go_and_coming_back(state: Path) -> None:
+    started = CMLCluster(1, name="default")
+    with CMLCluster.from_name("default") as again, again.get_client() as client:
+        assert client.submit(sum, [1, 2]).result() == 3
+        assert again.status().requested == 1
+    assert len(running(state)) == 2, "a re-attached cluster must survive its with block"
+    CMLCluster.from_name("default").shutdown()
+    assert not running(state)
+    started.close()
+
+
+def test_coming_back_in_vain_does_not_stop_the_cluster(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: Any) -> None:
+        raise OSError("refused")
+
+    async def attach() -> None:
+        await CMLCluster.from_name("default", asynchronous=True)
+
+    with CMLCluster(1, name="default"):
+        with monkeypatch.context() as patch:
+            patch.setattr(CMLCluster, "_connect_to", refuse)
+            with pytest.raises(RuntimeError, match="does not answer"):
+                asyncio.run(attach())
+            with pytest.raises(RuntimeError, match="does not answer"):
+                CMLCluster.from_name("default")
+        assert len(running(state)) == 2 and kernel_clusters.names(state) == ["default"]
+
+
+def test_there_is_no_coming_back_to_what_never_was(state: Path) -> None:
+    with pytest.raises(RuntimeError, match="there is no cluster 'nope'"):
+        CMLCluster.from_name("nope")
+
+
+def test_a_script_that_dies_leaves_a_cluster_that_can_be_found_and_stopped(state: Path) -> None:
+    code = "from cml_dask_magics import CMLCluster; c = CMLCluster(1, name='default'); print('up', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as script:
+        assert script.stdout is not None and script.stdout.readline() == "up\n"
+        script.kill()
+    assert len(running(state)) == 2
+    with CMLCluster.from_name("default", shutdown_on_close=True) as cluster:
+        assert cluster.get_client().submit(sum, [1, 2]).result() == 3
+    assert not running(state)
+
+
+def test_ctrl_c_while_starting_leaves_nothing(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = tmp_path / "slow-python"
+    slow.write_text("#!/bin/sh\nsleep 60\n")
+    slow.chmod(0o700)
+    monkeypatch.setenv("DASK_CML_DASK_MAGICS__PYTHON", str(slow))
+    # A shell that runs the tests in the background has them ignore interrupts, and their children too.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from cml_dask_magics import CMLCluster; CMLCluster(2)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as script:
+        deadline = time.monotonic() + 30
+        while len(running(state)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        script.send_signal(signal.SIGINT)
+        _, errors = script.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in errors
+    assert not running(state) and kernel_clusters.names(state) == []
+
+
+def test_a_dead_clusters_name_is_free_again(state: Path) -> None:
+    first = CMLCluster(1)
+    doomed = running(state)
+    for session in local_sessions(state)._sessions():
+        process = session.process()
+        assert process is not None
+        members = [*process.children(recursive=True), process]
+        for member in members:
+            member.send_signal(signal.SIGKILL)
+        psutil.wait_procs(members, timeout=5)
+    first.shutdown_on_close = False
+    first.close()
+    with CMLCluster(1):
+        assert not set(doomed) & set(running(state))
+
+
+def test_no_process_and_no_zombie_stays(state: Path) -> None:
+    with CMLCluster(2):
+        pids = [session.pid for session in local_sessions(state)._sessions()]
+        family = [child for pid in pids for child in (psutil.Process(pid), *psutil.Process(pid).children(True))]
+        assert len(family) >= 5  # the scheduler, two nannies, two workers
+    deadline = time.monotonic() + 10
+    while any(process.is_running() for process in family) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [process for process in family if process.is_running()]
+
+
+def test_a_failure_names_the_folder_with_everything_that_was_printed(state: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        CMLCluster(1, env={"DASK_DISTRIBUTED__WORKER__PRELOAD": "no_such_module_here"}, timeout=60)
+    said = str(caught.value)
+    folder = Path(said.rpartition("All that they printed: ")[2].strip())
+    assert folder.is_relative_to(state) and any("no_such_module_here" in log.read_text() for log in folder.iterdir())
+    assert "no_such_module_here" in said and not running(state)
+
+
+def test_two_clusters_without_a_name_run_side_by_side(state: Path) -> None:
+    with CMLCluster(0) as one, CMLCluster(0) as two:
+        assert one.name != two.name and len(running(state)) == 2
+        assert sorted(kernel_clusters.names(state)) == sorted([one.name, two.name])
+    assert not running(state)
+
+
+def test_a_size_that_this_machine_does_not_have_counts_as_what_it_has(state: Path) -> None:
+    with pytest.warns(UserWarning, match="cpu 1000 is more than this machine has"):
+        cluster = CMLCluster(0, cpu=1000, memory=60000)
+    with cluster:
+        assert cluster.settings.cpu == dask.system.CPU_COUNT
+        assert cluster.settings.memory_gib == MEMORY_LIMIT / 2**30
+        assert any("memory 60000 is more" in event.message for event in cluster.status().events)
+
+
+def test_what_is_said_to_a_closed_cluster_object_is_answered(state: Path) -> None:
+    with CMLCluster(0) as cluster:
+        pass
+    cluster.close()
+    for call in (lambda: cluster.scale(1), cluster.adapt, cluster.get_logs, cluster.status, cluster.keep):
+        with pytest.raises(RuntimeError, match="it was closed"):
+            call()
+    with pytest.raises(RuntimeError, match="it was closed"):
+        cluster.wait_for_workers(1)
+
+
+def test_the_link_is_the_one_that_dask_is_told_to_give(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_PREFIX", "/user/me")
+    with CMLCluster(0) as cluster, dask.config.set({"distributed.dashboard.link": "{MY_PREFIX}/proxy/{port}/status"}):
+        port = cluster.scheduler_info["services"]["dashboard"]
+        assert cluster.dashboard_link == f"/user/me/proxy/{port}/status" == cluster.status().dashboard_link
+
+
+def test_what_env_says_of_dask_holds_in_the_workers_alone(state: Path) -> None:
+    key = "distributed.worker.memory.spill"
+    with (
+        dask.config.set({key: 0.65, "of-mine.function": print}),
+        CMLCluster(1, env={"DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": "0.55"}) as cluster,
+        cluster.get_client() as client,
+    ):
+        assert client.submit(dask.config.get, key).result() == 0.55
+        assert client.run_on_scheduler(dask.config.get, key) == 0.65
+        assert "but for of-mine.function" in cluster.get_logs()["Cluster"]
+
+
+def test_gpus_are_a_resource_where_dask_cuda_is_not(state: Path) -> None:
+    with CMLCluster(1, gpu=2) as cluster, cluster.get_client() as client:
+        assert client.submit(os.getpid, resources={"GPU": 2}).result(timeout=20)
+
+
+def test_adaptive_scaling_is_dasks_own_and_stays_within_its_limits(state: Path) -> None:
+    with CMLCluster(adapt="1:2") as cluster, cluster.get_client() as client:
+        futures = client.map(lambda i: time.sleep(1), range(40), pure=False)
+        deadline = time.monotonic() + 40
+        while len(cluster.observed) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(cluster.observed) == 2 and len(running(state)) == 3
+        assert sum(worker.executing for worker in cluster.status().workers) > 0
+        client.cancel(futures)
+        assert cluster.status().adapt == (1, 2)
+        cluster.scale(1)
+        assert cluster.status().adapt is None
+
+
+def test_a_cluster_that_another_kernel_stopped_is_let_go_of_and_that_is_said(state: Path) -> None:
+    cluster = CMLCluster(1)
+    fleet = open_fleet(Registry(state), cluster.name)
+    assert fleet is not None
+    fleet.end()
+    deadline = time.monotonic() + 20
+    while not cluster.closed and time.monotonic() < deadline:
+        time.sleep(0.1)
+    with pytest.raises(RuntimeError, match="was stopped from another kernel"):
+        cluster.status()
+    cluster.close()
+
+
+def test_keeping_starts_the_idle_countdown_anew(state: Path) -> None:
+    with CMLCluster(1, idle_timeout="10 min") as cluster:
+        cluster.get_client().submit(sum, [1]).result()
+        deadline = time.monotonic() + 10
+        while (cluster.status().idle_s or 0.0) < 1.5 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        before = cluster.status().idle_s
+        cluster.keep()
+        after = cluster.status().idle_s
+        assert before is not None and after is not None and after < 1 < before
+
+
+def test_a_worker_can_be_restarted_in_its_session(state: Path) -> None:
+    with CMLCluster(1) as cluster, cluster.get_client() as client:
+        (session,) = cluster.plan
+        before = client.run(os.getpid)
+        cluster.restart_worker(session)
+        client.wait_for_workers(1)
+        assert set(client.run(os.getpid).values()) != set(before.values())
+        assert cluster.plan == cluster.observed == {session}
+        with pytest.raises(RuntimeError, match="no worker of session nobody"):
+            cluster.restart_worker("nobody")
+
+
+def test_the_last_minutes_are_remembered_for_the_graphs(state: Path) -> None:
+    with CMLCluster(1) as cluster:
+        cluster.get_client().submit(bytearray, 200 * 2**20, pure=False).result()
+        deadline = time.monotonic() + 15
+        while cluster.status().peak_memory_bytes < 200 * 2**20 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        status = cluster.status()
+        assert status.peak_memory_bytes > 200 * 2**20
+        assert [sample.at for sample in status.history] == sorted(sample.at for sample in status.history)
+        assert len(status.history) >= 2 and status.history[-1].memory_bytes > 0
+
+
+def test_who_comes_goes_and_scales_is_told(state: Path) -> None:
+    with CMLCluster(1) as cluster:
+        cluster.status()
+        cluster.scale(2)
+        cluster.wait_for_workers(2)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            events = [event.message for event in cluster.status().events]
+            if any(f"worker {session} joined" in events for session in cluster.plan):
+                break
+            time.sleep(0.2)
+        else:
+            pytest.fail(f"nobody joined: {events}")
+        assert any(message.startswith("scaled to 2 workers by kernel") for message in events)
+
+
+def test_the_next_start_knows_how_long_the_last_one_took(state: Path) -> None:
+    with CMLCluster(1) as cluster:
+        assert cluster.status().usual_start_s is None
+    took_s = Registry(state).usual_start_s("local")
+    with CMLCluster(1) as cluster:
+        assert took_s is not None and cluster.status().usual_start_s == took_s > 0

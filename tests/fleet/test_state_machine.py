@@ -1,0 +1,265 @@
+"""Anything may happen in any order, and still: nothing is launched that nobody knows, nothing of others is stopped.
+
+By default 3,000 steps at least; ``STEPS=100000 pytest tests/fleet/test_state_machine.py -s --hypothesis-seed=1`` does
+more, and says how many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from support.small_world import World
+
+from cml_dask_magics.model.record import record_from_json
+
+STEPS = int(os.environ.get("STEPS", "3000"))
+STEPS_A_RUN = 30
+HTML = "<html>502 Bad Gateway</html>"
+NAMES = st.sampled_from(["a", "b"])
+KERNELS = st.integers(0, 2)
+count = {"steps": 0, "runs": 0, "launched": 0, "killed": 0}
+
+
+class Life(RuleBasedStateMachine):
+    """What users, kernels and the platform do to clusters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        in_memory = Path("/dev/shm")
+        self.folder = Path(tempfile.mkdtemp(prefix="world-", dir=in_memory if in_memory.is_dir() else None))
+        self.world = World(self.folder / "state")
+        self.patches = contextlib.ExitStack()
+        self.patches.enter_context(self.world.patched())
+        self.foreign = {self.world.workspace.add("k1"), self.world.workspace.add("k2")}
+        count["runs"] += 1
+
+    def kernel(self, number: int) -> Any:
+        kernel = self.world.kernels[number]
+        if not kernel.alive:  # its person starts another one
+            self.restart(number)
+            kernel = self.world.kernels[number]
+        return kernel
+
+    # What users do
+
+    @rule(number=KERNELS, name=NAMES, n=st.integers(1, 4))
+    def up(self, number: int, name: str, n: int) -> None:
+        kernel = self.kernel(number)
+        with self.world.acting(kernel):
+            self.world.up(kernel, name, n)
+
+    @rule(number=KERNELS, name=NAMES, n=st.integers(0, 5))
+    def scale(self, number: int, name: str, n: int) -> None:
+        kernel = self.kernel(number)
+        if name in kernel.held:
+            with self.world.acting(kernel):
+                self.world.scale(kernel.held[name], n)
+
+    @rule(number=KERNELS, name=NAMES, n=st.integers(1, 5))
+    def adapt(self, number: int, name: str, n: int) -> None:
+        kernel = self.kernel(number)
+        if name in kernel.held:
+            with self.world.acting(kernel):
+                self.world.follow_load(kernel.held[name], n)
+
+    @rule(number=KERNELS, name=NAMES)
+    def down(self, number: int, name: str) -> None:
+        kernel = self.kernel(number)
+        with self.world.acting(kernel):
+            self.world.down(kernel, name)
+
+    @rule(number=KERNELS, name=NAMES)
+    def steer(self, number: int, name: str) -> None:
+        kernel = self.kernel(number)
+        if name in kernel.held:
+            with self.world.acting(kernel):
+                self.world.steer(kernel, name)
+
+    @rule(number=KERNELS, name=NAMES, seconds=st.integers(1, 30))
+    def steer_for_a_while(self, number: int, name: str, seconds: int) -> None:
+        kernel = self.kernel(number)
+        for _ in range(seconds // 2):
+            if name in kernel.held:
+                with self.world.acting(kernel):
+                    self.world.steer(kernel, name)
+            self.world.clock.sleep(2)
+
+    # What befalls kernels
+
+    @rule(number=KERNELS)
+    def restart(self, number: int) -> None:
+        old = self.world.kernels[number]
+        old.alive = False
+        self.world.kernels[number] = type(old)(old.session, next(self.world.pids))
+
+    @rule(number=KERNELS, after=st.integers(0, 12))
+    def kill_soon(self, number: int, after: int) -> None:
+        self.kernel(number).kill_at = after
+        count["killed"] += 1
+
+    # What the platform does
+
+    @rule(seconds=st.sampled_from([0.1, 1, 6, 70]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.clock.sleep(seconds)
+
+    @rule()
+    def the_clock_is_set_back(self) -> None:
+        self.world.clock.offset -= 3600
+
+    @rule(which=st.integers(0, 20), how=st.sampled_from(["failed", "succeeded", "timedout", "stopped"]))
+    def a_session_ends(self, which: int, how: str) -> None:
+        ours = self.world.ours()
+        if ours:
+            ours[which % len(ours)].status = how
+
+    @rule(number=st.sampled_from(["k1", "k2"]))
+    def somebody_launches_a_session_of_theirs(self, number: str) -> None:
+        self.foreign.add(self.world.workspace.add(number, status="scheduling"))
+
+    @rule(stuck=st.booleans(), broken=st.booleans())
+    def the_weather_changes(self, stuck: bool, broken: bool) -> None:
+        self.world.stuck, self.world.broken_environment = stuck, broken
+
+    @rule(refusals=st.lists(st.sampled_from([None, "quota", ("bad profile", True)]), max_size=4))
+    def launches_are_refused(self, refusals: list[Any]) -> None:
+        self.world.workspace.refuse = list(refusals)
+
+    @rule(created=st.integers(0, 2))
+    def a_launch_breaks(self, created: int) -> None:
+        self.world.workspace.break_launch = created, ConnectionResetError("reset")
+
+    @rule(answer=st.sampled_from([HTML, [], [{}], {"message": "gateway"}]))
+    def a_launch_is_answered_with_nonsense(self, answer: Any) -> None:
+        self.world.workspace.launch_answer = answer
+
+    @rule(errors=st.lists(st.sampled_from([ConnectionResetError("reset"), HTML, {"message": "x"}]), max_size=4))
+    def listings_fail(self, errors: list[Any]) -> None:
+        self.world.workspace.list_errors = list(errors)
+
+    @rule(which=st.integers(0, 20), listings=st.integers(1, 2))
+    def a_listing_misses_a_session(self, which: int, listings: int) -> None:
+        ours = self.world.ours()
+        if ours:
+            session = ours[which % len(ours)].id
+            self.world.workspace.hidden[session] = listings
+            # Missed so often that it is taken for dead, it is told to stop; what then also ignores that is beyond help.
+            self.world.workspace.stop_modes.pop(session, None)
+
+    @rule(which=st.integers(0, 20), mode=st.sampled_from(["refuse", "ignore", "slow", "obey"]))
+    def a_stop_does_not_take(self, which: int, mode: str) -> None:
+        ours = self.world.ours()
+        if ours:
+            self.world.workspace.stop_modes[ours[which % len(ours)].id] = mode
+
+    @rule()
+    def the_faults_go(self) -> None:
+        self.world.workspace.refuse, self.world.workspace.list_errors = [], []
+        self.world.workspace.break_launch = self.world.workspace.launch_answer = None
+        self.world.workspace.stop_modes, self.world.workspace.hidden = {}, {}
+        self.world.stuck = self.world.broken_environment = False
+
+    # What happens to the state folder
+
+    @rule(name=NAMES, how=st.sampled_from(["delete", "cut", "garbage"]))
+    def a_record_suffers(self, name: str, how: str) -> None:
+        path = self.world.registry.folder(name) / "record.json"
+        if path.exists():
+            if how == "delete":
+                path.unlink()
+            else:
+                path.write_text(path.read_text()[:100] if how == "cut" else "\0garbage")
+
+    # What must hold
+
+    @invariant()
+    def nothing_of_others_is_stopped(self) -> None:
+        workspace = self.world.workspace
+        for _, call, ids in workspace.calls:
+            if call == "stop":
+                assert ids, "the call without ids stops everything of the user's"
+                assert not self.foreign & set(ids), "somebody else's session was stopped"
+        count["launched"] += sum(call == "launch" for _, call, _ in workspace.calls)
+        workspace.calls.clear()
+        assert self.foreign <= set(workspace.up())
+        count["steps"] += 1
+
+    @invariant()
+    def every_session_that_lives_is_known(self) -> None:
+        for session in self.world.ours():
+            folder = Path(session.env["CML_DASK_FOLDER"])
+            if session.status == "scheduling" and not (folder / "scheduler.json").exists():
+                continue  # it ends as soon as it starts
+            record = self.read_quietly(folder.name.rpartition("-")[0])
+            if record is not None and self.world.registry.run_folder(record) == folder:
+                assert session.id in {each.id for each in record.sessions} or record.launching, f"{session} is unknown"
+            else:  # its record suffered just now, and the next look at it mends it
+                assert (folder / "claim.json").exists(), f"{session} runs, and its cluster is gone"
+
+    @invariant()
+    def no_more_run_than_were_asked_for(self) -> None:
+        for name in ("a", "b"):
+            record = self.read_quietly(name)
+            if record is None or record.state != "running" or record.launching:
+                continue
+            planned = [s for s in record.sessions if s.role == "worker" and s.stopping_at is None]
+            assert len(planned) <= max(record.requested, 5)
+
+    def read_quietly(self, name: str) -> Any:
+        """The record as it lies there; None for one that suffered and was not read since."""
+        try:
+            return record_from_json((self.world.registry.folder(name) / "record.json").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def teardown(self) -> None:
+        """In the end a new kernel in each session stops everything, whatever happened before."""
+        try:
+            world = self.world
+            self.the_faults_go()
+            world.clock.sleep(1)
+            for number in (0, 2):
+                self.restart(number)
+            for last in (False, True):
+                for number in (0, 2):
+                    kernel = world.kernels[number]
+                    for name in world.registry.names():
+                        with world.acting(kernel, quietly=not last):
+                            world.down(kernel, name)
+                world.clock.sleep(1)
+            assert not world.ours(), "sessions are left that %dask_down --all did not stop"
+            assert world.registry.names() == []
+            self.nothing_of_others_is_stopped()
+            folders = {Path(s.env["CML_DASK_FOLDER"]) for s in world.workspace.sessions.values() if s.code}
+            still_open = [folder for folder in folders if (folder / "scheduler.json").exists()]
+            assert not still_open, "sessions that start late would not end by themselves"
+        finally:
+            self.patches.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def test_whatever_happens_nothing_leaks_and_nothing_of_others_is_touched() -> None:
+    settings = hypothesis.settings(
+        max_examples=STEPS * 5 // 4 // STEPS_A_RUN + 1,  # some runs are shorter
+        stateful_step_count=STEPS_A_RUN,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        print_blob=True,
+    )
+    run_state_machine_as_test(Life, settings=settings)
+    print(f"\n{count}")
+    assert count["steps"] >= STEPS

@@ -1,0 +1,260 @@
+"""The magics in a terminal's IPython, on processes of this machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed.comm.tcp import TLSConnector
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from support.state_folder import private
+
+import cml_dask_magics
+from cml_dask_magics.display.panel.output import VIEW
+from cml_dask_magics.magics.kernel_clusters import kernel_clusters
+
+pytestmark = pytest.mark.dask
+
+BAD_LINES = {
+    "0": "N must be",
+    "-3": "N must be",
+    "two": "N must be",
+    "1000000000": "max-workers",
+    "1.5": "N must be",
+    "--memory 0": "--memory",
+    "--memory lots": "--memory",
+    "--cpu -1": "--cpu",
+    "--cpu": "--cpu",
+    "--name ../x": "--name",
+    "--name ''": "--name",
+    "--name": "--name",
+    "--adapt 5:2": "--adapt",
+    "--adapt x": "--adapt",
+    "--idle-timeout soon": "--idle-timeout",
+    "--timeout -3": "--timeout",
+    "--env NOVALUE": "--env",
+    "--env CDSW_ENGINE_ID=x": "--env",
+    "--client 2x": "--client",
+    "--client cluster": "--client",
+    "--cluster if": "--cluster",
+    "--wait 5": "--wait",
+    "--gpu 0.5": "--gpu",
+    "--dashboard-port 99999": "--dashboard-port",
+    "--frobnicate": "--frobnicate",
+    "3 4": "'4'",
+    "--name 'unbalanced": "quotation",
+}
+
+
+@pytest.mark.parametrize(("line", "named"), BAD_LINES.items())
+def test_bad_input_is_one_sentence_and_changes_nothing(
+    shell: InteractiveShell, state: Path, line: str, named: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        shell.run_line_magic("dask_up", line)
+    said = str(caught.value)
+    assert named in said and "\n" not in said
+    value = line.split()[-1].strip("'")
+    assert value in said or "env" in said
+    assert not state.exists()
+    assert "cluster" not in shell.user_ns and "client" not in shell.user_ns
+
+
+@pytest.mark.parametrize("magic", ["dask_up", "dask_down", "dask_status"])
+@pytest.mark.parametrize("asked", ["--help", "-h", "3 --cpu 2 --help"])
+def test_help_is_printed_where_people_ask_for_it(
+    shell: InteractiveShell, state: Path, capsys: pytest.CaptureFixture[str], magic: str, asked: str
+) -> None:
+    shell.run_line_magic(magic, asked if magic == "dask_up" else asked.split()[-1])
+    printed = capsys.readouterr().out
+    assert printed.strip() == shell.magics_manager.magics["line"][magic].__doc__.strip()
+    assert not state.exists()
+
+
+def test_bad_input_is_shown_without_a_traceback(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
+    shell.run_cell("%dask_up --cpu -1")
+    shown = capsys.readouterr()
+    assert "UsageError: --cpu must be" in shown.out + shown.err and "Traceback" not in shown.out + shown.err
+
+
+def test_a_state_folder_that_cannot_be_written_is_named(
+    shell: InteractiveShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dask
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DASK_CML_DASK_MAGICS__STATE_DIRECTORY", str(tmp_path / "file" / "state"))
+    with dask.config.set({"cml-dask-magics.state-directory": str(tmp_path / "file" / "state")}):
+        with pytest.raises(RuntimeError, match="cannot be used") as caught:
+            shell.run_line_magic("dask_up", "1")
+        assert str(tmp_path / "file") in str(caught.value) and "state-directory" in str(caught.value)
+
+
+def test_a_broken_configuration_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dask.yaml").write_text("cml-dask-magics: {cpu: [")
+    run = subprocess.run(
+        [sys.executable, "-m", "IPython", "--colors=NoColor", "-c", "%load_ext cml_dask_magics\n%dask_up 1"],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "DASK_CONFIG": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    said = run.stdout + run.stderr
+    assert str(tmp_path / "dask.yaml") in said and "UsageError" in said
+
+
+def test_up_work_status_and_down(shell: InteractiveShell, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shell.run_line_magic("dask_up", "1 --client c --cluster k --env GREETING=hello --timeout 2 min")
+    assert shell.user_ns["c"].submit(sum, range(10)).result() == 45
+    assert shell.user_ns["k"].name == "default"
+    assert "'default' started" in capsys.readouterr().out
+    shell.run_line_magic("dask_up", "2 --client c --cluster k")
+    assert len(shell.user_ns["k"].observed) == 2
+    capsys.readouterr()
+    shell.run_line_magic("dask_status", "--json")
+    document = json.loads(capsys.readouterr().out)
+    cluster = document["clusters"][0]
+    assert cluster["backend"] == "local" and cluster["requested"] == 2 and len(cluster["workers"]) == 2
+    assert all(worker["ip_address"] == "127.0.0.1" for worker in cluster["workers"])
+    shell.run_line_magic("dask_status", "")
+    text = capsys.readouterr().out
+    assert "default: running, 2 of 2 workers" in text and cluster["dashboard_link"] in text
+    shell.run_line_magic("dask_status", f"--logs {cluster['workers'][0]['session']}")
+    assert "Registered to" in capsys.readouterr().out
+    shell.run_line_magic("dask_down", "")
+    assert "Stopped cluster 'default': 3 sessions" in capsys.readouterr().out
+    assert kernel_clusters.names(state) == []
+    shell.run_line_magic("dask_down", "")
+    assert "no cluster" in capsys.readouterr().out
+
+
+def test_several_clusters_must_be_named_to_be_stopped(
+    shell: InteractiveShell, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run_line_magic("dask_up", "1 --name one --client c1 --cluster k1")
+    shell.run_line_magic("dask_up", "1 --name two --client c2 --cluster k2")
+    with pytest.raises(UsageError, match="one, two"):
+        shell.run_line_magic("dask_down", "")
+    with pytest.raises(UsageError, match="there are: one, two"):
+        shell.run_line_magic("dask_status", "three")
+    assert [status.name for status in kernel_clusters.statuses(state)[0]] == ["one", "two"]
+    shell.run_line_magic("dask_down", "one")
+    assert kernel_clusters.names(state) == ["two"]
+    shell.run_line_magic("dask_down", "--all")
+    assert kernel_clusters.names(state) == []
+    assert capsys.readouterr().out.count("Stopped cluster") == 2
+
+
+def test_options_that_a_running_cluster_cannot_take_are_said(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run_line_magic("dask_up", "1")
+    shell.run_line_magic("dask_up", "--memory 4")
+    assert "memory" in capsys.readouterr().err
+    assert len(shell.user_ns["cluster"].plan) == 1, "without N a running cluster is not scaled"
+
+
+@pytest.mark.parametrize("line", ["--text --json", "--json --logs"])
+def test_one_way_of_showing_at_a_time(shell: InteractiveShell, line: str) -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        shell.run_line_magic("dask_status", line)
+
+
+def test_help_shows_every_option_with_its_default(shell: InteractiveShell) -> None:
+    from cml_dask_magics.model.settings import OPTIONS
+
+    for name in ("dask_up", "dask_down", "dask_status"):
+        text = shell.object_inspect_mime(f"%{name}")["text/plain"]
+        assert f"%{name}" in text
+    text = " ".join(shell.find_line_magic("dask_up").__doc__.split())
+    for option in OPTIONS:
+        if option.help and option.name != "n-workers":
+            assert f"--{option.name}" in text
+        if option.help and option.default not in (None, {}, False):
+            assert f"default: {option.default}" in text
+
+
+def test_tab_completes_options_and_cluster_names(shell: InteractiveShell, state: Path) -> None:
+    record = private(state) / "clusters" / "night-run" / "record.json"
+    record.parent.mkdir(parents=True)
+    record.touch()
+    assert "--idle-timeout" in shell.complete("--idle", "%dask_up 2 --idle", 17)[1]
+    assert "night-run" in shell.complete("", "%dask_down ", 11)[1]
+    assert "night-run" in shell.complete("ni", "%dask_status ni", 15)[1]
+    assert "night-run" in shell.complete("", "%dask_up --name ", 16)[1]
+    assert "--all" in shell.complete("--a", "%dask_down --a", 14)[1]
+    record.unlink()
+
+
+def test_unloading_takes_the_magics_away_and_leaves_the_clusters(shell: InteractiveShell, state: Path) -> None:
+    shell.run_line_magic("dask_up", "1")
+    shell.run_line_magic("reload_ext", "cml_dask_magics")
+    shell.run_line_magic("unload_ext", "cml_dask_magics")
+    assert shell.find_line_magic("dask_up") is None
+    assert "--all" not in shell.complete("--a", "%dask_down --a", 14)[1]
+    assert kernel_clusters.names(state) == ["default"]
+    assert shell.user_ns["client"].submit(sum, [1, 2]).result() == 3
+    shell.run_line_magic("load_ext", "cml_dask_magics")
+
+
+def test_looking_at_a_cluster_that_this_kernel_holds_opens_no_connection(
+    shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run_line_magic("dask_up", "1")
+    opened: list[str] = []
+
+    async def connect(self: Any, address: str, *_: Any, **__: Any) -> Any:
+        opened.append(address)
+        raise OSError
+
+    monkeypatch.setattr(TLSConnector, "connect", connect)
+    shell.run_line_magic("dask_status", "")
+    assert "default: running, 1 of 1 worker" in capsys.readouterr().out
+    assert opened == []
+
+
+def test_a_cluster_is_shown_as_its_panel_whether_or_not_a_magic_made_it(
+    shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.run_line_magic("dask_up", "1")
+    monkeypatch.setattr(shell, "kernel", object(), raising=False)
+    with cml_dask_magics.CMLCluster(1) as other:
+        for cluster in (shell.user_ns["cluster"], other):
+            with capture_output() as captured:
+                cluster._ipython_display_()
+            assert [VIEW in output.data for output in captured.outputs] == [True, False]
+            assert f"{cluster.name}: running" in captured.outputs[1].data["text/plain"]
+
+
+LOADING = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+InteractiveShell.instance().run_line_magic("load_ext", "cml_dask_magics")
+heavy = {"dask", "distributed", "ipywidgets", "rich", "psutil"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_loading_imports_nothing_heavy_and_prints_nothing(state: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, check=True)
+    assert run.stdout == "" and run.stderr == ""
+
+
+def test_loading_names_what_is_on_record_and_does_not_answer(state: Path) -> None:
+    folder = private(state) / "clusters" / "old"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text("{")
+    run = subprocess.run(
+        [sys.executable, "-m", "IPython", "--colors=NoColor", "-c", "%load_ext cml_dask_magics\n%dask_down --all"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "on record, but not answering: old" in run.stdout and "%dask_down old" in run.stdout
+    assert kernel_clusters.names(state) == []
+    assert [path.read_text() for path in (private(state) / "broken").iterdir()] == ["{"]

@@ -1,0 +1,1 @@
+"""What tests share: platforms in memory, notebooks in sessions, and what a cluster shows."""

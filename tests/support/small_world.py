@@ -1,0 +1,358 @@
+"""A whole world in memory for the state machine: a platform whose sessions behave, kernels that die, and its own time.
+
+Everything of the package below Dask is real: registry, records, fleets, leases, healing. What Dask would tell (which
+worker is connected) the world tells. A kernel that is killed does nothing more, not even what its ``finally`` says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from cml_dask_magics.fleet import fleet, healing, launches, opening
+from cml_dask_magics.fleet.fleet import Fleet, StillUpError
+from cml_dask_magics.fleet.healing import Healer
+from cml_dask_magics.model import record as record_module
+from cml_dask_magics.model.lifecycle import cluster_state
+from cml_dask_magics.model.record import Owner
+from cml_dask_magics.model.settings import Settings, make_settings
+from cml_dask_magics.platforms import pool
+from cml_dask_magics.platforms.api import Platform, PlatformError
+from cml_dask_magics.registry import lease, liveness, registry, run_folder
+from cml_dask_magics.registry.lease import Lease
+from cml_dask_magics.registry.registry import NameTakenError, Registry, RegistryError
+from support.memory_platform import MemoryAPI, MemorySession, Workspace
+
+_MODULES = (fleet, healing, launches, lease, liveness, opening, pool, record_module, registry, run_folder)
+EXPECTED = (RegistryError, NameTakenError, StillUpError, PlatformError, KeyError, RuntimeError)
+
+
+class Killed(BaseException):
+    """SIGKILL."""
+
+
+class Clock:
+    """The world's time, in the shape of the module `time`; whoever sleeps lets the world go on."""
+
+    def __init__(self) -> None:
+        self.now, self.offset = 1000.0, 1_700_000_000.0
+        self.on_sleep: Callable[[], None] = lambda: None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now + self.offset
+
+    def sleep(self, seconds: float) -> None:
+        self.now += max(seconds, 0.05)
+        self.on_sleep()
+
+
+@dataclass
+class Held:
+    """A cluster as one kernel holds it."""
+
+    fleet: Fleet
+    healer: Healer
+    lease: Lease
+    watch: Any
+
+
+@dataclass
+class Kernel:
+    """A notebook's kernel in a CML session."""
+
+    session: str
+    pid: int
+    held: dict[str, Held] = field(default_factory=dict)
+    alive: bool = True
+    kill_at: int | None = None  # after so many more steps that the outside could see
+
+
+class World:
+    """The platform, its sessions, and the kernels that use the package."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = Clock()
+        self.clock.on_sleep = self.go_on
+        self.workspace = Workspace()
+        self.registry = Registry(directory)
+        self.settings: Settings = replace(
+            make_settings(name="x"), tls=False, state_directory=directory, timeout_s=30.0, local=False
+        )
+        self.pids = itertools.count(1)
+        self.kernels = [Kernel("k1", next(self.pids)), Kernel("k1", next(self.pids)), Kernel("k2", next(self.pids))]
+        self.current = self.kernels[0]
+        self.stuck = False  # the platform starts nothing
+        self.broken_environment = False  # what starts ends at once
+        self.connected: set[str] = set()
+        self.ports: dict[str, int] = {}
+        self.states: dict[str, str] = {}
+
+    # The platform's side
+
+    def go_on(self) -> None:
+        """Let sessions start, find each other and end, as they do without anybody's help."""
+        for session in list(self.workspace.sessions.values()):
+            if session.status == "scheduling" and not self.stuck:
+                session.status = "running"
+                if session.code:
+                    self._run(session)
+        for session in list(self.workspace.sessions.values()):
+            if session.code and session.status == "running":
+                self._follow(session)
+
+    def _run(self, session: MemorySession) -> None:
+        folder = Path(session.env["CML_DASK_FOLDER"])
+        with contextlib.suppress(FileNotFoundError):
+            (folder / "logs" / f"{session.id}.log").write_text("hello\n")
+        if not (folder / "scheduler.json").exists() or self.broken_environment:
+            session.status = "succeeded"
+        elif " scheduler " in session.code:
+            (folder / "scheduler.session").write_text(session.id)
+            address = f"tcp://127.0.0.1:{session.number}"
+            (folder / "scheduler.json").write_text(json.dumps({"address": address}))
+
+    def _follow(self, session: MemorySession) -> None:
+        if " scheduler " in session.code:
+            return
+        scheduler = self.scheduler_of(session)
+        if scheduler is None:
+            return
+        if scheduler.status == "running":
+            self.connected.add(session.id)
+        else:  # a worker ends with its scheduler
+            session.status = "succeeded"
+
+    def scheduler_of(self, session: MemorySession) -> MemorySession | None:
+        folder = session.env["CML_DASK_FOLDER"]
+        return next(
+            (
+                each
+                for each in self.workspace.sessions.values()
+                if " scheduler " in each.code and each.env["CML_DASK_FOLDER"] == folder and each.status != "scheduling"
+            ),
+            None,
+        )
+
+    def answers(self, address: str, timeout_s: float = 0.0) -> bool:
+        number = int(address.rpartition(":")[2])
+        return any(s.number == number and s.status == "running" for s in self.workspace.sessions.values())
+
+    def observed(self, held: Held) -> set[str]:
+        """Sessions whose workers the cluster's scheduler knows."""
+        up = {s.id for s in self.workspace.sessions.values() if s.status == "running"}
+        mine = {
+            s.id for s in self.workspace.sessions.values() if s.env.get("CML_DASK_FOLDER") == str(held.fleet.folder)
+        }
+        return self.connected & up & mine
+
+    def ours(self) -> list[MemorySession]:
+        return [s for s in self.workspace.sessions.values() if s.code and not s.over]
+
+    # The package's side
+
+    def checkpoint(self) -> None:
+        """A moment at which a kernel may be killed: something outside of it is about to change, or just did."""
+        kernel = self.current
+        if not kernel.alive:
+            raise Killed
+        if kernel.kill_at is not None:
+            kernel.kill_at -= 1
+            if kernel.kill_at < 0:
+                kernel.alive = False
+                raise Killed
+
+    @contextlib.contextmanager
+    def patched(self) -> Iterator[None]:
+        """The package in this world."""
+
+        def mortal(call: Callable[..., Any]) -> Callable[..., Any]:
+            def mortal_call(*args: Any, **kwargs: Any) -> Any:
+                self.checkpoint()
+                answer = call(*args, **kwargs)
+                self.checkpoint()
+                return answer
+
+            return mortal_call
+
+        def find_platform(*_: Any, **__: Any) -> Platform:
+            return Platform("cml", _MortalAPI(self), session=self.current.session)
+
+        def this_kernel(session: str) -> Owner:
+            return Owner(session, session, self.current.pid)
+
+        with contextlib.ExitStack() as stack:
+            for module in _MODULES:
+                if hasattr(module, "time"):
+                    stack.enter_context(mock.patch.object(module, "time", self.clock))
+                for name in ("write_private", "create_private", "remove", "rename"):
+                    if hasattr(module, name):
+                        stack.enter_context(mock.patch.object(module, name, mortal(getattr(module, name))))
+                if hasattr(module, "this_kernel"):
+                    stack.enter_context(mock.patch.object(module, "this_kernel", this_kernel))
+                if hasattr(module, "answers"):
+                    stack.enter_context(mock.patch.object(module, "answers", self.answers))
+                if hasattr(module, "kernel_may_live"):
+                    stack.enter_context(mock.patch.object(module, "kernel_may_live", self._may_live))
+            stack.enter_context(mock.patch.object(opening, "find_platform", find_platform))
+            stack.enter_context(mock.patch.object(opening, "check_dashboard_port", lambda _: None))
+            stack.enter_context(mock.patch("os.fsync", lambda _: None))
+            yield
+
+    def _may_live(self, owner: Owner) -> bool:
+        # As on the platform: only kernels of the same session can be looked at.
+        if owner.hostname != self.current.session:
+            return True
+        return any(kernel.alive and kernel.pid == owner.pid for kernel in self.kernels)
+
+    @contextlib.contextmanager
+    def acting(self, kernel: Kernel, quietly: bool = True) -> Iterator[None]:
+        """Let a kernel do something, and possibly die of it, or be told (`quietly`: unheard) why it cannot be done."""
+        self.current = kernel
+        opening._pools.clear()
+        try:
+            yield
+        except Killed:
+            kernel.held.clear()
+        except EXPECTED:
+            if not quietly:
+                raise
+
+    def hold(self, kernel: Kernel, cluster: Fleet) -> Held:
+        watch = pool._Watch(cluster._visible, cluster.observe)
+        lease = Lease(self.registry, cluster.record.name, cluster.kernel)
+        held = kernel.held[cluster.record.name] = Held(cluster, Healer(cluster), lease, watch)
+        return held
+
+    def poll(self, held: Held) -> None:
+        with contextlib.suppress(PlatformError):
+            held.fleet.pool._tell(held.watch, held.fleet.pool.listing())
+
+    def up(self, kernel: Kernel, name: str, n: int) -> None:
+        """What ``%dask_up n --name name`` does, without Dask."""
+        held = kernel.held.get(name)
+        if held is not None and (not held.fleet.refresh() or self.lost(held)):
+            del kernel.held[name]
+            held = None
+        if held is None:
+            found = opening.open_fleet(self.registry, name)
+            if found is None or liveness.liveness(found.record, found.folder, 3.0) == "silent":
+                self._start(kernel, name, n)
+                return
+            held = self.hold(kernel, found)
+        self.scale(held, n)
+
+    def lost(self, held: Held) -> bool:
+        record = held.fleet.record
+        return record.state in ("stopping", "lost") or not any(s.role == "scheduler" for s in record.sessions)
+
+    def _start(self, kernel: Kernel, name: str, n: int) -> None:
+        cluster = opening.claim(replace(self.settings, name=name, n_workers=n))
+        held = self.hold(kernel, cluster)
+        try:
+            refused = [cluster.launch("scheduler", 1).refusals, cluster.launch("worker", n).refusals]
+            deadline = self.clock.now + 30
+            while not any(refused) and not cluster.lost and self.clock.now < deadline:
+                self.poll(held)
+                if len(self.observed(held)) >= n:
+                    break
+                self.clock.sleep(0.5)
+            if any(refused) or cluster.lost or not self.observed(held):
+                raise RuntimeError("did not start")
+            cluster.update(lambda record: replace(record, state="running"))
+        except Exception:
+            del kernel.held[name]
+            cluster.end()
+            raise
+
+    def scale(self, held: Held, n: int) -> None:
+        cluster = held.fleet
+        if n >= len(cluster.plan):
+            answer = cluster.grow(n)
+            if answer.refusals:
+                cluster.tidy_refusal(answer, [*answer.strays, *(info.id for info in answer.sessions)])
+                return
+            cluster.update(lambda record: replace(record, requested=n, failed_replacements=0))
+        else:
+            victims = sorted(cluster.plan)[n:]
+            cluster.withdraw(victims, n)
+            cluster.stop(victims)
+
+    def follow_load(self, held: Held, n: int) -> None:
+        """What Dask's adaptive scaling does in the kernel that steers."""
+        cluster = held.fleet
+        if cluster.refresh() and held.lease.hold() and not self.lost(held) and held.healer.may_launch():
+            cluster.update(lambda record: replace(record, adapt=(0, n)))
+            held.healer.launch(n)
+            cluster.update(lambda record: replace(record, adapt=None, requested=len(cluster.plan)))
+
+    def steer(self, kernel: Kernel, name: str) -> None:
+        """One look of `SteeringCluster`, without Dask."""
+        held = kernel.held[name]
+        cluster = held.fleet
+        if not cluster.refresh():
+            del kernel.held[name]
+            return
+        self.poll(held)
+        if cluster.record.state in ("stopping", "starting", "lost") or not held.lease.hold():
+            return
+        if self.lost(held):
+            held.healer.end_lost()
+            return
+        observed = self.observed(held)
+        cluster.note_connected(observed)
+        cluster.adopt(observed)
+        cluster.finish_stopping()
+        if len(cluster.plan) > cluster.record.requested:
+            self.scale(held, cluster.record.requested)
+        else:
+            held.healer.heal()
+
+    def down(self, kernel: Kernel, name: str) -> None:
+        held = kernel.held.pop(name, None)
+        cluster = held.fleet if held is not None else opening.open_fleet(self.registry, name)
+        if cluster is not None:
+            cluster.end()
+
+    def state(self, name: str) -> str:
+        """The state of a cluster by its record and the truth; ``gone`` without one."""
+        record = self.registry.read(name)
+        if record is None:
+            return "gone"
+        folder = str(self.registry.run_folder(record))
+        mine = [s for s in self.workspace.sessions.values() if s.env.get("CML_DASK_FOLDER") == folder]
+        up = [s for s in mine if s.status == "running" and s.id in self.connected]
+        gone = record.state != "starting" and not any(s.role == "scheduler" for s in record.sessions)
+        return cluster_state(record, len(up), scheduler_lost=gone)
+
+
+class _MortalAPI(MemoryAPI):
+    """The four calls, in each of which the kernel may be killed before and after."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.workspace, world.current.session)
+        self._world = world
+        self._kernel = world.current
+
+    def launch_workers(self, *args: Any, **kwargs: Any) -> Any:
+        return self._mortal(super().launch_workers, *args, **kwargs)
+
+    def list_workers(self) -> Any:
+        return self._mortal(super().list_workers)
+
+    def stop_workers(self, *ids: Any) -> Any:
+        return self._mortal(super().stop_workers, *ids)
+
+    def _mortal(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._world.checkpoint()
+        answer = call(*args, **kwargs)
+        self._world.checkpoint()
+        return answer
