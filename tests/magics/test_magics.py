@@ -202,6 +202,14 @@ def test_unloading_takes_the_magics_away_and_leaves_the_clusters(shell: Interact
     shell.run_line_magic("load_ext", "cml_dask_magics")
 
 
+def test_a_scale_that_fails_names_its_own_timeout(shell: InteractiveShell) -> None:
+    shell.run_line_magic("dask_up", "1")
+    cluster = shell.user_ns["cluster"]
+    with pytest.raises(RuntimeError, match=r"could not be scaled: no worker connected within 0\.1 s"):
+        cluster.scale_until_ready(2, wait=None, timeout_s=0.1)
+    assert len(cluster.plan) == 1
+
+
 def test_looking_at_a_cluster_that_this_kernel_holds_opens_no_connection(
     shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
