@@ -684,8 +684,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
                 if missing > 0:
                     await self._start_up.wait_for(missing, began + timeout_s, ids=new)
                 await self._ask_dask()
-            except TimeoutError as error:
-                raise StartFailedError(describe_failure(self._fleet, self.observed, str(error), new)) from None
+            except TimeoutError:
+                reason = f"no worker connected within {timeout_s:g} s"
+                raise StartFailedError(describe_failure(self._fleet, self.observed, reason, new)) from None
             finally:
                 reporting.cancel()
             self._warn_if_in_part(Readiness(len(self.observed), wanted, time.monotonic() - began), timeout_s)

@@ -17,6 +17,7 @@ import pytest
 from support.statuses import NASTY, NOW, Page, cluster, history, starting, worker
 
 from cml_dask_magics.display.actions import PanelActions
+from cml_dask_magics.display.html.table import COLUMNS
 from cml_dask_magics.display.panel.panel import Panel
 from cml_dask_magics.model.status import ClusterStatus, Event
 
@@ -48,7 +49,8 @@ def panel(actions: FakeActions) -> Iterator[Panel]:
 @pytest.fixture
 def full(actions: FakeActions) -> Iterator[Panel]:
     """A panel with every control."""
-    shown = Panel(PanelActions(actions.scale, actions.stop, actions.adapt, actions.keep, actions.restart, actions.log))
+    every = PanelActions(actions.scale, actions.stop, actions.adapt, actions.keep, actions.restart, actions.log)
+    shown = Panel(every, log_every_s=0.0)
     shown.draw(cluster(), NOW)
     yield shown
     actions.go.set()
@@ -106,7 +108,7 @@ class FakeActions:
             raise self.error
 
 
-def widgets(panel: Panel, part: Any = None) -> list[Any]:
+def widgets(panel: Panel) -> list[Any]:
     """Every widget a browser shows for the panel, hidden ones left out."""
 
     def visible(widget: Any) -> Iterator[Any]:
@@ -115,7 +117,7 @@ def widgets(panel: Panel, part: Any = None) -> list[Any]:
             for child in getattr(widget, "children", ()):
                 yield from visible(child)
 
-    return list(visible(part or panel._root))
+    return list(visible(panel.widget))
 
 
 def words(panel: Panel) -> str:
@@ -129,8 +131,9 @@ def button(panel: Panel, description: str) -> Any:
 
 def buttons(panel: Panel) -> dict[str, bool]:
     """The visible buttons, without those of the table, and whether each can be pressed."""
-    table = set(widgets(panel, panel._table.widget))
-    return {w.description: not w.disabled for w in widgets(panel) if isinstance(w, ipywidgets.Button) if w not in table}
+    table = {"", *(column.title for column in COLUMNS)}
+    found = [w for w in widgets(panel) if isinstance(w, ipywidgets.Button)]
+    return {w.description: not w.disabled for w in found if w.description.strip(" ▲▼◂▸") not in table}
 
 
 def box(panel: Panel) -> Any:
@@ -227,15 +230,18 @@ def test_an_action_that_hangs_does_not_keep_the_cluster_from_being_stopped(
     shown.close()
 
 
-def test_a_stop_that_fails_while_another_action_hangs_can_be_tried_again(panel: Panel, actions: FakeActions) -> None:
+def test_a_stop_that_fails_while_another_action_hangs_can_be_tried_again(actions: FakeActions) -> None:
+    panel = Panel(PanelActions(actions.scale, stop=lambda: str(1 / 0)))
+    panel.draw(cluster(), NOW)
     button(panel, "Scale").click()
     until(lambda: actions.calls == ["scale 4"])
-    panel._actions = replace(panel._actions, stop=lambda: 1 / 0)
     button(panel, "Stop").click()
     button(panel, "Stop them").click()
     until(lambda: "Could not stop: division by zero" in words(panel))
     assert buttons(panel) == {"Scale": False, "Stop": True}
     assert "scaling to 4 …" in words(panel)
+    actions.go.set()
+    panel.close()
 
 
 def test_clicks_that_queued_up_act_once(panel: Panel, actions: FakeActions) -> None:
@@ -444,10 +450,7 @@ def test_a_worker_that_hangs_can_be_picked_and_restarted(full: Panel, actions: F
     assert buttons(full)["Log"]
 
 
-def test_a_log_shows_its_end_as_text_and_is_followed_until_it_is_closed(
-    full: Panel, actions: FakeActions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cml_dask_magics.display.panel.log_view._EVERY_S", 0.0)
+def test_a_log_shows_its_end_as_text_and_is_followed_until_it_is_closed(full: Panel, actions: FakeActions) -> None:
     actions.go.set()
     only(full, ipywidgets.ToggleButton).value = True
     button(full, "Log").click()
@@ -456,7 +459,7 @@ def test_a_log_shows_its_end_as_text_and_is_followed_until_it_is_closed(
     assert "line 100 " in words(full)
     full.draw(cluster(), NOW)
     until(lambda: len(actions.calls) == 2)
-    until(lambda: not full._steering._log._reading)
+    until(lambda: not any(thread.name == "panel log" for thread in threading.enumerate()))
     button(full, "Close").click()
     full.draw(cluster(), NOW)
     time.sleep(0.1)

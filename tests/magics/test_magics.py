@@ -6,12 +6,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from distributed.comm.tcp import TLSConnector
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 from support.state_folder import private
 
+import cml_dask_magics
+from cml_dask_magics.display.panel.output import VIEW
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
 pytestmark = pytest.mark.dask
@@ -195,6 +200,43 @@ def test_unloading_takes_the_magics_away_and_leaves_the_clusters(shell: Interact
     assert kernel_clusters.names(state) == ["default"]
     assert shell.user_ns["client"].submit(sum, [1, 2]).result() == 3
     shell.run_line_magic("load_ext", "cml_dask_magics")
+
+
+def test_a_scale_that_fails_names_its_own_timeout(shell: InteractiveShell) -> None:
+    shell.run_line_magic("dask_up", "1")
+    cluster = shell.user_ns["cluster"]
+    with pytest.raises(RuntimeError, match=r"could not be scaled: no worker connected within 0\.1 s"):
+        cluster.scale_until_ready(2, wait=None, timeout_s=0.1)
+    assert len(cluster.plan) == 1
+
+
+def test_looking_at_a_cluster_that_this_kernel_holds_opens_no_connection(
+    shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run_line_magic("dask_up", "1")
+    opened: list[str] = []
+
+    async def connect(self: Any, address: str, *_: Any, **__: Any) -> Any:
+        opened.append(address)
+        raise OSError
+
+    monkeypatch.setattr(TLSConnector, "connect", connect)
+    shell.run_line_magic("dask_status", "")
+    assert "default: running, 1 of 1 worker" in capsys.readouterr().out
+    assert opened == []
+
+
+def test_a_cluster_is_shown_as_its_panel_whether_or_not_a_magic_made_it(
+    shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.run_line_magic("dask_up", "1")
+    monkeypatch.setattr(shell, "kernel", object(), raising=False)
+    with cml_dask_magics.CMLCluster(1) as other:
+        for cluster in (shell.user_ns["cluster"], other):
+            with capture_output() as captured:
+                cluster._ipython_display_()
+            assert [VIEW in output.data for output in captured.outputs] == [True, False]
+            assert f"{cluster.name}: running" in captured.outputs[1].data["text/plain"]
 
 
 LOADING = """

@@ -57,7 +57,8 @@ def graph(
     Parameters
     ----------
     history : sequence of Sample
-        Oldest first. The newest stands at the right edge, whatever time it is: what did not change is not drawn anew.
+        Oldest first. The newest stands at the right edge, whatever time it is: a figure that stands still draws the
+        same graph again.
     value : callable
         The figure of one sample.
     top : float

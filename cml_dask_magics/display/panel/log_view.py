@@ -17,7 +17,6 @@ from cml_dask_magics.display.html.looks import classed
 from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, show
 
 LAST_LINES = 200
-_EVERY_S = 2.0
 
 
 class LogView:
@@ -29,10 +28,13 @@ class LogView:
         ``read(session)``: its lines; may take long, and may raise.
     lock : threading.RLock
         Held by whoever changes the panel.
+    every_s : float
+        A log that is followed is read at most once in so many seconds.
     """
 
-    def __init__(self, read: Callable[[str], list[str]], lock: threading.RLock) -> None:
+    def __init__(self, read: Callable[[str], list[str]], lock: threading.RLock, every_s: float) -> None:
         self._read = read
+        self._every_s = every_s
         self._lock = lock
         self._session = ""
         self._reading = False
@@ -68,9 +70,9 @@ class LogView:
             change(self._text, value="")
 
     def refresh(self) -> None:
-        """Read anew where the log is open and followed, at most every two seconds."""
+        """Read it again where the log is open and followed, unless that was just done."""
         with self._lock:
-            if self._session and self._follow.value and time.monotonic() - self._read_at >= _EVERY_S:
+            if self._session and self._follow.value and time.monotonic() - self._read_at >= self._every_s:
                 self._start()
 
     def _start(self) -> None:

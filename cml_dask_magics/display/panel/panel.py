@@ -39,9 +39,11 @@ class Panel:
         What the controls do, each in a thread of its own, so that neither the kernel nor Dask waits.
     name : str
         The cluster's name, for the time before the first ``draw``.
+    log_every_s : float
+        A log that is followed is read at most once in so many seconds.
     """
 
-    def __init__(self, actions: PanelActions, name: str = "default") -> None:
+    def __init__(self, actions: PanelActions, name: str = "default", log_every_s: float = 2.0) -> None:
         self._actions = actions
         self._name = name
         self._lock = threading.RLock()
@@ -60,9 +62,9 @@ class Panel:
         self._head, self._facts, self._links, self._gauges, self._note, self._events = (
             ipywidgets.HTML() for _ in range(6)
         )
-        self._keep = button("Keep", "Start the idle countdown anew", self._on_keep, look="cdm-small")
+        self._keep = button("Keep", "Restart the idle countdown", self._on_keep, look="cdm-small")
         self._more = button("More events", "Show more events, or fewer", self._on_more, look="cdm-link")
-        log = LogView(actions.log, self._lock) if actions.log is not None else None
+        log = LogView(actions.log, self._lock, log_every_s) if actions.log is not None else None
         self._steering = Steering(actions, log, self._start, self._stop, self._redraw, self._lock)
         self._table = WorkerTable(self._redraw)
         self._root = ipywidgets.VBox(
@@ -236,7 +238,7 @@ class Panel:
 
     def _on_keep(self, _: Any) -> None:
         if self._actions.keep is not None:
-            self._start("starting the idle countdown anew", "Could not keep it", self._actions.keep)
+            self._start("restarting the idle countdown", "Could not keep it", self._actions.keep)
 
     def _on_more(self, _: Any) -> None:
         self._all_events = not self._all_events
