@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import time
 from collections.abc import Collection, Iterator
@@ -38,16 +37,6 @@ pool._STOP_AGAIN_S = pool._POLL_QUIET_S = cluster_module.STEER_S = 0.5
 """
 # Where what is waited for does come, however slow the machine is.
 PATIENT = "fleet.Fleet.end.__defaults__, fleet._SUSPECT_WAIT_S = (60.0,), 60.0"
-# Of the timeout, a cell has as much as it needs until so many workers are there; then it is over.
-RUN_OUT = """
-import time
-from cml_dask_magics.cluster.start import Start
-async def wait_for(self, n, deadline, *rest, real=Start.wait_for, **more):
-    await real(self, {ready}, deadline, *rest, **more)
-    await real(self, n, time.monotonic() + 1, *rest, **more)
-Start.wait_for = wait_for
-"""
-RUN_OUT_NO_MORE = "Start.wait_for = wait_for.__kwdefaults__['real']"
 SLEEPER = """
 import time
 def slowly(i):
@@ -127,11 +116,6 @@ class Faulty(Notebook):
         """The requests of this notebook's session."""
         return [one for one in self.workspace.calls(call) if one.caller == self.session.id and one.at >= self.since]
 
-    def status(self, name: str = "") -> dict[str, Any]:
-        """What ``%dask_status --json`` says of the one cluster."""
-        (cluster,) = json.loads(self.run(f"%dask_status {name} --json"))["clusters"]
-        return dict(cluster)
-
     def tells(self, *words: str) -> bool:
         """Whether an event of the cluster holds all these words."""
         messages = [event["message"] for event in self.status()["events"]]
@@ -166,13 +150,6 @@ class Faulty(Notebook):
         self.run(PATIENT)
         yield
         self.run(HURRY)
-
-    @contextlib.contextmanager
-    def running_out_of_time(self, ready: int) -> Iterator[None]:
-        """Starts time out when so many workers are connected, however long that takes."""
-        self.run(RUN_OUT.format(ready=ready))
-        yield
-        self.run(RUN_OUT_NO_MORE)
 
     def finish_computing(self, n: int = 12) -> None:
         """The computation must come to its right end."""
