@@ -31,6 +31,7 @@ test-oldest: $(OLDEST_VENV)/.tests-installed
 lint: $(VENV)/.tests-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 typecheck: $(VENV)/.tests-installed
 	$(BIN)/mypy

@@ -3,9 +3,8 @@
 python benchmarks/refresh.py --rounds 15
 
 Both draw in this process into widgets whose messages are turned into JSON and thrown away. Every worker's figures
-change from one refresh to the next. Figures are medians; "mean ms" is the panel's mean, for it looks through all
-workers only every few seconds. The last column is a refresh of the panel in which nothing changed. Dask's widget
-refreshes twice a second, whatever changed.
+change from one refresh to the next. Figures are medians, but for "mean ms". The last column is a refresh of the panel
+in which nothing changed. Dask's widget refreshes twice a second, whatever changed.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ from comm.base_comm import BaseComm
 from distributed.deploy.cluster import Cluster
 from distributed.objects import SchedulerInfo
 
-from cml_dask_magics.display.panel.panel import Panel, PanelActions
+from cml_dask_magics.display.actions import PanelActions
+from cml_dask_magics.display.panel.panel import Panel
 from cml_dask_magics.model.status import ClusterStatus, Event, Sample, SessionStatus
 
 SIZES = (10, 100, 1000, 5000)
@@ -84,6 +84,7 @@ def status(workers: int, second: int) -> ClusterStatus:
         backend="cml",
         created_at=BEGAN,
         requested=workers,
+        max_workers=5000,
         idle_timeout_s=3600.0,
         scheduler=SessionStatus("scheduler0000000", "running", ip_address="100.66.99.1", address="tls://100.66.99.1:1"),
         workers=sessions,
@@ -152,7 +153,7 @@ def medians(figures: list[tuple[int, float]]) -> tuple[float, float]:
 
 def panel_refreshes(workers: int, rounds: int, title: str) -> tuple[tuple[float, float], float, float]:
     """Bytes and milliseconds of the panel, the mean of the latter, and bytes when nothing changed."""
-    panel = Panel(PanelActions(scale=lambda _: None, stop=lambda: "", max_workers=5000))
+    panel = Panel(PanelActions(scale=lambda _: None, stop=lambda: ""))
     drawn = status(workers, 0)
     panel.draw(drawn, drawn.history[-1].at)
     if title:

@@ -28,11 +28,19 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     magics.unregister(shell)
 
 
+def _show(cluster: CMLCluster) -> None:
+    """Show a cluster that is a cell's value."""
+    from cml_dask_magics.magics.magics import show_cluster  # not before: it imports IPython
+
+    show_cluster(cluster)
+
+
 def __getattr__(name: str) -> Any:
     # Lazily, so that loading the extension does not import distributed (0.3 s).
     if name == "CMLCluster":
         from cml_dask_magics.cluster.cluster import CMLCluster
 
+        CMLCluster.shown_by = _show
         return CMLCluster
     if name == "client_security":
         from cml_dask_magics.registry.certificates import client_security

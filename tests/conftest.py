@@ -20,7 +20,7 @@ from support.notebook import Notebook
 from support.state_folder import local_sessions
 from workspace import Workspace
 
-from cml_dask_magics.magics import kernel_clusters
+from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield folder
         platform = local_sessions(folder)
         for name in kernel_clusters.names(folder):
-            kernel_clusters.down(name, folder)
+            kernel_clusters.down(folder, name)
     left = [session["id"] for session in platform.list_workers() if session["status"] == "running"]
     platform.stop_workers(*left)
     assert not left, "sessions outlived the test"

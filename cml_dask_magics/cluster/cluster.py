@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from dask.utils import parse_bytes
 from distributed.core import Status
@@ -32,18 +32,18 @@ from cml_dask_magics.cluster.scheduler import SHOWN_INTERVAL_S, SchedulerView, W
 from cml_dask_magics.cluster.shielded import begin, finish
 from cml_dask_magics.cluster.snapshot import dashboard_link, read_only_link, scheduler_session, snapshot, utc
 from cml_dask_magics.cluster.start import Readiness, Start, ready_in_part
-from cml_dask_magics.cluster.steering import Host, Steering
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
-from cml_dask_magics.fleet.healing import Healer
 from cml_dask_magics.fleet.launches import EndingError
 from cml_dask_magics.fleet.opening import claim, open_fleet
 from cml_dask_magics.fleet.shell_lines import session_of, worker_memory_limit_bytes, worker_nthreads
+from cml_dask_magics.fleet.supervisor import Seen, Supervisor, Todo
 from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.settings import Settings, as_typed, make_settings
 from cml_dask_magics.model.status import ClusterState, ClusterStatus, Ended, StatusCallback
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.registry.certificates import read_security
+from cml_dask_magics.registry.lease import Lease
 from cml_dask_magics.registry.registry import GoneError, Registry
 
 logger = logging.getLogger(__name__)
@@ -176,6 +176,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     security: Any
     _adaptive: Any
 
+    shown_by: ClassVar[Callable[[Any], object]] = print
+    """What shows a cluster that is a cell's value; `cml_dask_magics` sets it."""
+
     def __init__(
         self,
         n_workers: int | None = None,
@@ -273,25 +276,16 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         # Workers that the feed and Dask's `scheduler_info` told differently of; whether that lacks something.
         self._differed: set[str] = set()
         self._incomplete = False
+        self.steers = False
+        """Whether this kernel is the one that sets the cluster right."""
         self.failure: Exception | None = None
         self.warning: str | None = None
         # Why this object let go of its cluster, where nobody asked it to.
         self.parting_words = ""
         self._scheduler = SchedulerView(self._compare, fleet.pool.look_now)
-        healer = Healer(fleet)
-        self.scaler = Scaler(fleet, self._scheduler, self._connected, healer)
+        self._supervisor = Supervisor(fleet, Lease(fleet.registry, fleet.record.name, fleet.kernel))
+        self.scaler = Scaler(fleet, self._scheduler, self._connected, self._supervisor)
         self._start_up = Start(fleet, lambda: self.observed, self._connect_to, self._disconnect)
-        self._steering = Steering(
-            fleet,
-            healer,
-            Host(
-                lambda: self.observed,
-                lambda: self._scheduler.silent_s,
-                self.scaler.trim,
-                self._part,
-                self._forget_workers,
-            ),
-        )
         try:
             super().__init__(asynchronous=asynchronous, loop=loop, quiet=True, name=fleet.record.name)
             self.periodic_callbacks["steer"] = Repeated(self._steer, STEER_S)
@@ -407,11 +401,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         self.loop.add_callback(begin)
 
     def _ipython_display_(self, **_: Any) -> None:
-        from cml_dask_magics.display import (
-            screens,  # it stands above this module, and is needed where there is a screen
-        )
-
-        screens.show_cluster(self)
+        type(self).shown_by(self)
 
     def _connected(self) -> dict[str, WorkerFigures]:
         """The workers by address: as the feed told last, and those that only Dask's stream has told of yet."""
@@ -557,7 +547,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             readiness = await self._start_up.run()
         finally:
             reporting.cancel()
-        self._steering.seen = self.observed  # who joins or leaves from now on is news
+        self._supervisor.begin(self.observed)
         self._warn_if_in_part(readiness, self.settings.timeout_s)
         await self._ask_dask()
         if self.settings.adapt:
@@ -824,26 +814,29 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     # Steering: what is done while this kernel holds the cluster
 
-    @property
-    def steers(self) -> bool:
-        """Whether this kernel is the one that sets the cluster right."""
-        return self._steering.steers
-
     async def _steer(self) -> None:
         """See what has happened to the cluster, and do what has to be done about it."""
+        seen = Seen(self.observed, self._scheduler.silent_s, time.monotonic())
         try:
-            if not await asyncio.to_thread(self._fleet.refresh):
-                self._part(f"Cluster {self.name!r} was stopped from another kernel")
-                return
-            self._mirror_adapting()
-            if self._fleet.record.state != "stopping":
-                await self._steering.round()
+            await self._do(await asyncio.to_thread(self._supervisor.round, seen))
         except (GoneError, EndingError):  # the next round, if there is one, tells
             pass
         except (RuntimeError, OSError, asyncio.TimeoutError) as error:  # the platform, the disk, another kernel
             logger.warning("cluster %r: %s", self.name, error)
 
-    def _part(self, why: str, and_end: bool = False) -> None:
+    async def _do(self, todo: Todo) -> None:
+        """Do what the supervisor leaves to whoever can talk to the scheduler."""
+        self.steers = todo.steers
+        if todo.forget_workers:
+            self._forget_workers()
+        if todo.gone:
+            self._part(todo.gone, todo.end)
+            return
+        self._mirror_adapting()
+        if todo.shrink:
+            await self.scaler.trim()
+
+    def _part(self, why: str, and_end: bool) -> None:
         """Let go of the cluster, for a reason that the user did not give."""
         if self._parting is not None or self._dask_status != Status.running:  # somebody closes it already
             return
@@ -934,7 +927,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     async def _detach(self) -> None:
         """Let go of scheduler and platform; the cluster goes on."""
         self._fleet.unwatch()
-        await asyncio.to_thread(self._steering.release)
+        await asyncio.to_thread(self._supervisor.release)
         await self._scheduler.stop()
         # The stream to a scheduler that was cut off ends when the network says so; closing must not wait for that.
         if self._watch_worker_status_task is not None and self._watch_worker_status_comm is not None:

@@ -17,8 +17,8 @@ from distributed.deploy.adaptive import Adaptive
 
 from cml_dask_magics.cluster.scheduler import SchedulerView, WorkerFigures
 from cml_dask_magics.fleet.fleet import Fleet
-from cml_dask_magics.fleet.healing import Healer
 from cml_dask_magics.fleet.shell_lines import session_of
+from cml_dask_magics.fleet.supervisor import Supervisor
 from cml_dask_magics.model.record import Record
 
 
@@ -32,7 +32,7 @@ class Scaler:
     scheduler : SchedulerView
     connected : callable
         The workers that are connected, by address.
-    healer : Healer
+    supervisor : Supervisor
         Says whether sessions may be launched that nobody asked for by hand.
     """
 
@@ -41,12 +41,12 @@ class Scaler:
         fleet: Fleet,
         scheduler: SchedulerView,
         connected: Callable[[], Mapping[str, WorkerFigures]],
-        healer: Healer,
+        supervisor: Supervisor,
     ) -> None:
         self._fleet = fleet
         self._scheduler = scheduler
         self._connected = connected
-        self._healer = healer
+        self._supervisor = supervisor
         # One change of size at a time: two at once would each launch what both see missing.
         self._lock = asyncio.Lock()
 
@@ -69,9 +69,9 @@ class Scaler:
 
     async def follow_load(self, n: int) -> None:
         """Grow to `n` workers, or to as many as the platform grants, as Dask's adaptive scaling asks."""
-        if await asyncio.to_thread(self._healer.may_launch):
+        if await asyncio.to_thread(self._supervisor.may_launch):
             async with self._lock:
-                await asyncio.to_thread(self._healer.launch, n)
+                await asyncio.to_thread(self._supervisor.launch, n)
                 await asyncio.to_thread(self._note_load)
 
     async def withdraw(self, workers: Collection[Any]) -> None:

@@ -66,6 +66,7 @@ def snapshot(
         history=tuple(history),
         peak_memory_bytes=peak_memory_bytes,
         replaces_lost=record.failed_replacements < FAILED_REPLACEMENTS,
+        max_workers=fleet.settings.max_workers,
         usual_start_s=fleet.usual_start_s,
         usage=fleet.usage(),
         events=tuple(Event(utc(at), message) for at, message in record.events),

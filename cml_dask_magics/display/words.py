@@ -6,13 +6,16 @@ Knows nothing of HTML, tables, widgets or clusters; everything here is a functio
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from urllib.parse import urlsplit
+from typing import Literal, NamedTuple
 
-from cml_dask_magics.display.totals import Totals, totals
-from cml_dask_magics.model.status import ClusterStatus, Event, SessionState, SessionStatus
+from cml_dask_magics.display.safe import clean
+from cml_dask_magics.model.status import ClusterStatus, Ended, Event, SessionState, SessionStatus
+
+Kind = Literal["ended", "failed"]
+"""How a cluster came to its end."""
 
 NO_VALUE = "\N{EN DASH}"
 """Stands where nothing is known."""
@@ -23,27 +26,55 @@ MAX_EVENTS = 5
 MORE_EVENTS = 50
 """Events that a picture lists for a reader who wants more of them."""
 
-MAX_MESSAGE = 300
-"""Characters of the platform's words about one session that a picture shows."""
+SIGNS = {
+    "running": "●",
+    "starting": "◐",
+    "pending": "○",
+    "stopping": "◑",
+    "degraded": "▲",
+    "failed": "✖",
+    "lost": "✖",
+    "ended": "■",
+}
+"""A sign for each state as well as a colour: colour alone says nothing to many readers, and to a printer."""
 
 _PLATFORMS = {"cml": "CML", "cdsw": "CDSW", "local": "this machine"}
 _UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _PHASES: tuple[SessionState, ...] = ("starting", "pending", "stopping", "failed")
 
 
-def clean(text: str) -> str:
-    """Make foreign text safe to print: control and direction characters become visible, line ends stay."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() or c == "\n" else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
+class Totals(NamedTuple):
+    """How many workers are in which state, and sums over the connected ones."""
+
+    states: Mapping[str, int]
+    nthreads: int
+    memory_limit_bytes: int
+    cpu_percent: float
+    memory_bytes: int
+    executing: int
+
+    @property
+    def ready(self) -> int:
+        """How many workers are connected and take tasks."""
+        return self.states.get("running", 0)
+
+    @property
+    def failed(self) -> int:
+        """How many sessions failed."""
+        return self.states.get("failed", 0)
+
+
+def totals(status: ClusterStatus) -> Totals:
+    """Count the workers and sum what the connected ones last reported."""
+    up = [worker for worker in status.workers if worker.state == "running"]
+    return Totals(
+        Counter(worker.state for worker in status.workers),
+        sum(worker.nthreads for worker in up),
+        sum(worker.memory_limit_bytes for worker in up),
+        sum(worker.cpu_percent for worker in up if math.isfinite(worker.cpu_percent)),
+        sum(worker.memory_bytes for worker in up),
+        sum(worker.executing for worker in up),
     )
-
-
-def message_words(session: SessionStatus) -> str:
-    """The platform's words about a session, fit to print; an answer as long as a web page is cut."""
-    words = clean(session.message[: MAX_MESSAGE + 1]).strip()
-    return f"{words[:MAX_MESSAGE]}…" if len(session.message) > MAX_MESSAGE else words
 
 
 def plural(count: int, noun: str) -> str:
@@ -106,20 +137,6 @@ def format_at(at: datetime, now: datetime) -> str:
     """A time in UTC: ``12:00:31`` on the day of ``now``, with its date on other days."""
     at, now = at.astimezone(timezone.utc), now.astimezone(timezone.utc)
     return f"{at:%H:%M:%S}" if at.date() == now.date() else f"{at:%Y-%m-%d %H:%M:%S}"
-
-
-def safe_url(url: str | None) -> str | None:
-    """``url`` if a browser may be sent there, else None: ``http(s):`` with a host, or a path of this host."""
-    if not url or not url.isprintable() or " " in url:
-        return None
-    # As behind a JupyterHub: /user/me/proxy/8787/status. To a browser // and /\\ begin another host's address.
-    if re.match(r"/(?![/\\])", url):
-        return url
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return None
-    return url if parts.scheme in ("http", "https") and parts.netloc else None
 
 
 def utc_now() -> datetime:
@@ -221,6 +238,18 @@ def memory_words(session: SessionStatus) -> str:
 def latest_events(events: Sequence[Event], limit: int = MAX_EVENTS) -> list[Event]:
     """The newest events, newest first."""
     return sorted(events, key=lambda event: event.at)[-limit:][::-1]
+
+
+def ended_words(ended: Ended, peak_memory_bytes: int = 0) -> str:
+    """What was stopped, in one sentence."""
+    usage = ended.usage
+    gpu = f", {usage.gpu_hours:.2f} GPU-hours" if usage.gpu_hours else ""
+    peak = f"; {format_bytes(peak_memory_bytes)} of memory at most" if peak_memory_bytes else ""
+    sessions = f"{ended.sessions} session" + ("s" if ended.sessions != 1 else "")
+    return (
+        f"Stopped cluster {ended.name!r}: {sessions} after {format_duration_s(ended.uptime_s)}; "
+        f"used {usage.core_hours:.2f} core-hours, {usage.gib_hours:.2f} GiB-hours{gpu}{peak}."
+    )
 
 
 def _hours(value: float) -> str:

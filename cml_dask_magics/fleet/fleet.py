@@ -1,4 +1,4 @@
-"""The sessions of one cluster, stopped and accounted for: nothing is stopped that is not the cluster's own.
+"""The sessions of one cluster in step with its record: nothing is stopped that is not the cluster's own.
 
 Knows the registry and the platform, not Dask. All methods block and may be called from any thread.
 """
@@ -7,34 +7,238 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from cml_dask_magics.fleet.launches import STOP_TIMEOUT_S, LaunchedFleet
-from cml_dask_magics.model.lifecycle import SessionInfo, usage, with_usage_until_now
-from cml_dask_magics.model.record import Record
-from cml_dask_magics.model.status import Ended
-from cml_dask_magics.platforms.api import PlatformError
-from cml_dask_magics.platforms.pool import Launched
+from cml_dask_magics.fleet.launches import STOP_TIMEOUT_S, Launches
+from cml_dask_magics.fleet.orphans import Orphans
+from cml_dask_magics.model.lifecycle import (
+    SessionInfo,
+    is_planned,
+    session_state,
+    usage,
+    with_usage_of,
+    with_usage_until_now,
+)
+from cml_dask_magics.model.record import Owner, Record, Role, SessionRecord
+from cml_dask_magics.model.settings import Settings
+from cml_dask_magics.model.status import Ended, SessionState, Usage
+from cml_dask_magics.platforms.pool import Launched, SessionPool
 from cml_dask_magics.registry.files import rename
+from cml_dask_magics.registry.journal import Journal
+from cml_dask_magics.registry.kernels import this_kernel
 from cml_dask_magics.registry.liveness import answers, scheduler_address
-from cml_dask_magics.registry.registry import GoneError, RegistryError
-from cml_dask_magics.registry.run_folder import FORMER_SCHEDULER_FILE, SCHEDULER_FILE, scheduler_session, session_record
+from cml_dask_magics.registry.registry import GoneError, Registry, RegistryError
+from cml_dask_magics.registry.run_folder import FORMER_SCHEDULER_FILE, LOG_SUFFIX, LOGS, SCHEDULER_FILE, read_tail
 
-_SUSPECT_WAIT_S = 30.0
 # Moving a worker's data away may take long.
 _STOPPING_LIMIT_S = 600.0
-# Clocks of the platform and of this machine may differ by so much.
-_CLOCKS_DIFFER_S = 120.0
 
 
 class StillUpError(RuntimeError):
     """Sessions that were told to stop have not ended; their record is kept."""
 
 
-class Fleet(LaunchedFleet):
-    """The sessions of one cluster; parameters as for `LaunchedFleet`."""
+class Fleet:
+    """The sessions of one cluster.
+
+    Parameters
+    ----------
+    registry : Registry
+    pool : SessionPool
+    record : Record
+        The cluster's record, which stands in `registry`.
+    settings : Settings
+        What its sessions are made of.
+
+    Attributes
+    ----------
+    journal : Journal
+    launches : Launches
+    orphans : Orphans
+    notes : tuple of str
+        What the user should know of how the settings were taken.
+    usual_start_s : float or None
+        How long starts on this platform usually take.
+    """
+
+    def __init__(self, registry: Registry, pool: SessionPool, record: Record, settings: Settings) -> None:
+        self.pool = pool
+        self.journal = Journal(registry, record, this_kernel(pool.platform.session))
+        self.launches = Launches(self.journal, pool, settings)
+        self.orphans = Orphans(self.journal, pool)
+        self.notes: tuple[str, ...] = ()
+        # Read once: a start that is under way does not change what is usual.
+        self.usual_start_s = registry.usual_start_s(record.backend)
+        self._infos: dict[str, SessionInfo] = {}
+        self._lost: dict[str, SessionRecord] = {}
+        self._unwatch: Callable[[], None] | None = None
+
+    # What its parts have
+
+    @property
+    def record(self) -> Record:
+        """The record as this kernel last read or wrote it."""
+        return self.journal.record
+
+    @property
+    def folder(self) -> Path:
+        """The run folder: what the sessions share."""
+        return self.journal.folder
+
+    @property
+    def registry(self) -> Registry:
+        """Where the record stands."""
+        return self.journal.registry
+
+    @property
+    def kernel(self) -> Owner:
+        """The kernel that this is."""
+        return self.journal.kernel
+
+    @property
+    def settings(self) -> Settings:
+        """What the sessions are made of."""
+        return self.launches.settings
+
+    @property
+    def refusals(self) -> tuple[tuple[Role, str], ...]:
+        """Launches that the platform refused, with its words."""
+        return self.launches.refusals
+
+    def update(self, change: Callable[[Record], Record]) -> Record:
+        """See `Journal.update`."""
+        return self.journal.update(change)
+
+    def log(self, message: str) -> None:
+        """See `Journal.log`."""
+        self.journal.log(message)
+
+    def refresh(self) -> bool:
+        """See `Journal.refresh`."""
+        return self.journal.refresh()
+
+    def launch(self, role: Role, n: int) -> Launched:
+        """See `Launches.launch`."""
+        return self.launches.launch(role, n)
+
+    def grow(self, n: int, *, automatic: bool = False) -> Launched:
+        """See `Launches.grow`."""
+        return self.launches.grow(n, automatic=automatic)
+
+    def settle(self) -> None:
+        """See `Launches.settle`."""
+        self.launches.settle()
+
+    def adopt(self, connected: Collection[str]) -> None:
+        """See `Orphans.adopt`."""
+        self.orphans.adopt(connected)
+
+    # What there is
+
+    @property
+    def plan(self) -> set[str]:
+        """Ids of the sessions that hold, or will hold, the workers that were asked for."""
+        return {session.id for session in self.record.sessions if is_planned(session)}
+
+    @property
+    def lost(self) -> dict[str, SessionRecord]:
+        """Sessions that ended without having been told to, by id."""
+        return dict(self._lost)
+
+    def visible(self) -> list[str]:
+        """Ids of the sessions that our listing shows: those that were launched from here."""
+        mine = self.pool.platform.session
+        return [session.id for session in self.record.sessions if session.launched_from == mine]
+
+    def watch(self) -> None:
+        """Follow the platform's listing until `unwatch`."""
+        if self._unwatch is None:
+            self._unwatch = self.pool.watch(self.visible, self.observe)
+
+    def unwatch(self) -> None:
+        """Stop following the listing."""
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
+
+    def observe(self, infos: Mapping[str, SessionInfo]) -> None:
+        """Take in what a listing shows, and write down what is new in it."""
+        self._infos.update(infos)
+        now = time.time()
+        ended = {session for session, info in infos.items() if info.phase == "ended"}
+        if not any(s.id in ended or _observed(s, infos.get(s.id), now) != s for s in self.record.sessions):
+            return
+        lost: dict[str, SessionRecord] = {}
+
+        def change(record: Record) -> Record:
+            sessions = [_observed(session, infos.get(session.id), now) for session in record.sessions]
+            record = replace(record, sessions=tuple(session for session in sessions if session.id not in ended))
+            for session in sessions:
+                if session.id not in ended:
+                    continue
+                if _is_loss(record, session):
+                    lost[session.id] = session
+                record = with_usage_of(_with_end_of(record, session, infos[session.id].status), session)
+            return record
+
+        self.journal.note(change)
+        self._lost.update(lost)
+
+    def state(self, session: SessionRecord, connected: bool) -> SessionState:
+        """Where a session is in its life, given whether its Dask process is connected."""
+        return session_state(
+            self.record,
+            self._infos.get(session.id),
+            lost=session.id in self._lost,
+            stopping=session.stopping_at is not None,
+            connected=connected,
+        )
+
+    def note_connected(self, connected: Collection[str]) -> None:
+        """Write down whose worker is connected, as far as that is new."""
+        if all(s.connected_at is not None or s.id not in connected for s in self.record.sessions):
+            return
+        now = time.time()
+
+        def change(record: Record) -> Record:
+            came = {s.id for s in record.sessions if s.connected_at is None and s.id in connected}
+            if any(s.automatic for s in record.sessions if s.id in came):
+                record = replace(record, failed_replacements=0)
+            sessions = (
+                replace(s, connected_at=now, running_at=s.running_at or now) if s.id in came else s
+                for s in record.sessions
+            )
+            return replace(record, sessions=tuple(sessions))
+
+        self.journal.note(change)
+
+    def drop_lost(self, sessions: Collection[str]) -> None:
+        """Show these lost sessions no longer: others have taken their place."""
+        for session in sessions:
+            self._lost.pop(session, None)
+
+    def ended_as(self, session: str) -> str:
+        """The platform's word for how a session ended; empty if it never showed that."""
+        info = self._infos.get(session)
+        return info.status if info is not None and info.phase == "ended" else ""
+
+    def usage(self) -> Usage:
+        """What the cluster's sessions have used so far."""
+        return usage(with_usage_until_now(self.record))
+
+    def tail(self, session: str, lines: int) -> list[str]:
+        """The last lines that a session printed; empty if nothing was (or can be) read."""
+        return read_tail(self.folder / LOGS / f"{session}{LOG_SUFFIX}", lines)
+
+    def ip_address(self, session: SessionRecord) -> str | None:
+        """The session's address, once the platform knows it."""
+        info = self._infos.get(session.id)
+        return (info.ip_address if info is not None else None) or session.ip_address
+
+    # What is stopped
 
     def withdraw(self, ids: Collection[str], requested: int | None = None) -> None:
         """Note that sessions are about to be stopped on purpose, before anything about them is done.
@@ -47,12 +251,10 @@ class Fleet(LaunchedFleet):
         requested : int, optional
             How many workers are asked for from now on.
         """
-        self._stopping |= set(ids)
         self._change_sessions(ids, {"stopping_at": time.time()}, requested)
 
     def reinstate(self, ids: Collection[str], requested: int) -> None:
         """Take `withdraw` back: they go on working."""
-        self._stopping -= set(ids)
         self._change_sessions(ids, {"stopping_at": None}, requested)
 
     def _change_sessions(self, ids: Collection[str], fields: Mapping[str, Any], requested: int | None = None) -> None:
@@ -60,8 +262,7 @@ class Fleet(LaunchedFleet):
             sessions = tuple(replace(s, **fields) if s.id in ids else s for s in record.sessions)
             return replace(record, sessions=sessions, requested=record.requested if requested is None else requested)
 
-        with contextlib.suppress(GoneError, RegistryError):  # a full disk must not keep anybody from stopping
-            self.update(change)
+        self.journal.note(change)  # a full disk must not keep anybody from stopping
 
     def stop(self, ids: Collection[str], timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Stop some of the cluster's sessions and see them end.
@@ -71,13 +272,13 @@ class Fleet(LaunchedFleet):
         StillUpError
             Naming those that the platform did not end.
         """
-        known = {session.id for session in self._record.sessions}
+        known = {session.id for session in self.record.sessions}
         ids = [session for session in ids if session in known]
         if not ids:
             return
         self.withdraw(ids)
         left = self._stop(ids, timeout_s)
-        gone, visible = set(ids) - set(left), set(self._visible())
+        gone, visible = set(ids) - set(left), set(self.visible())
         self.observe({session: SessionInfo(session, "ended", "stopped") for session in gone & visible})
         # Of the others the platform's word is all there is. They stay on record, for who can see them, or for `end`.
         if gone - visible:
@@ -98,7 +299,7 @@ class Fleet(LaunchedFleet):
         self.stop(
             [
                 session.id
-                for session in self._record.sessions
+                for session in self.record.sessions
                 if session.stopping_at is not None
                 and (session.launched_from == mine or session.ended_at is None)
                 and session.stopping_at < limit
@@ -110,28 +311,9 @@ class Fleet(LaunchedFleet):
         asked = len(launched.refusals) + len(launched.sessions)
         message = f"{len(launched.refusals)} of {asked} more sessions were refused: {launched.refusals[0]}"
         self.stop(doomed)
-        if not any(message == event for _, event in self._record.events):  # once, if it goes on
+        if not any(message == event for _, event in self.record.events):  # once, if it goes on
             self.log(message)
         return message
-
-    def adopt(self, connected: Collection[str]) -> None:
-        """Take sessions into the record that a broken launch call created, once they show that they are ours.
-
-        Parameters
-        ----------
-        connected : collection of str
-            Ids of the sessions whose worker is connected.
-        """
-        now = time.time()
-        if any(self._is_over(launch, now) for launch in self._record.launching):
-            logged = self._logged(self._record)
-            if logged:  # only those of which it is sure that they live: ended ones printed something, too
-                self._adopt(self._record, logged & (self._live() | set(connected)))
-
-    def settle(self) -> None:
-        """Wait for launch calls under way: they cannot be called back, and what they launch must be known."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._in_flight == 0)
 
     def end(self, timeout_s: float = STOP_TIMEOUT_S) -> Ended:
         """Stop every session of the cluster, see them all end, then forget the cluster. Can be called again.
@@ -143,134 +325,54 @@ class Fleet(LaunchedFleet):
         RegistryError
             If the sessions have ended, but the record cannot be removed.
         """
-        with self._changed:
-            self._ending = True
-        self.settle()
         try:
-            record = self.update(lambda record: replace(record, state="stopping"))
+            with self.launches.settled():
+                record = self.journal.update(_stopping)
         except GoneError:  # another kernel was quicker
+            self.journal.note(_stopping)
             self.unwatch()
-            return self._ended(self._record, 0)
+            return self._ended(self.record, 0)
         except RegistryError:  # a full disk must not keep anybody from stopping
-            record = self._record = replace(self._record, state="stopping")
+            record = self.journal.note(_stopping)
         address = scheduler_address(record, self.folder)
         # From here on what starts late ends by itself (see `commands`); what started before has left its log.
         with contextlib.suppress(OSError):  # a folder that cannot be written must not keep anybody from stopping
             rename(self.registry.state_directory, self.folder, SCHEDULER_FILE, FORMER_SCHEDULER_FILE)
         deadline = time.monotonic() + timeout_s
-        self._suspects |= self._suspects_of(record)
+        suspects = self.launches.suspects | self.orphans.suspects(record)
         stopped: set[str] = set()
         while True:
-            record = self._adopt(record, self._unaccounted(record) - stopped)
+            record = self.orphans.take_in(record, self.orphans.unaccounted(record) - stopped)
             ids = {session.id for session in record.sessions}
-            self._stopping |= ids
             left = self._stop(ids, max(1.0, deadline - time.monotonic()))
             if left:
-                with contextlib.suppress(RegistryError):
-                    self.log(f"did not stop: {', '.join(sorted(left))}")
+                self.log(f"did not stop: {', '.join(sorted(left))}")
                 raise StillUpError(self._still_up(left))
             stopped |= ids
-            suspects_left = self._suspects_left(record, stopped, min(deadline, time.monotonic() + _SUSPECT_WAIT_S))
-            with contextlib.suppress(GoneError, RegistryError):  # another kernel's launch may have been answered since
-                record = self.update(lambda current: current)
+            suspects_left = self.orphans.wait_for_suspects(suspects - stopped, record, deadline)
+            with contextlib.suppress(RegistryError):
+                if self.refresh():  # another kernel's launch may have been answered since
+                    record = self.record
             late = {session.id for session in record.sessions} - stopped
-            if not suspects_left and not late and not self._unaccounted(record) - stopped:
+            if not suspects_left and not late and not self.orphans.unaccounted(record) - stopped:
                 break
         self._see_the_scheduler_end(record, address, deadline)
         self.unwatch()
         record = replace(with_usage_until_now(record), sessions=())
         try:
-            self.registry.forget(record)
+            self.journal.forget(record)
         except RegistryError as error:
             raise RegistryError(
                 f"every session of cluster {record.name!r} has been stopped, but it stays on record: {error}"
             ) from error
-        self._record = record
         return self._ended(record, len(stopped))
 
     def _stop(self, ids: Collection[str], timeout_s: float) -> dict[str, str]:
-        return self.pool.stop(ids, visible=set(self._visible()), timeout_s=timeout_s) if ids else {}
-
-    def _logged(self, record: Record) -> set[str]:
-        """Sessions that print for this cluster, but are not on record."""
-        return self.registry.logged_sessions(record) - {session.id for session in record.sessions}
-
-    def _live(self) -> set[str]:
-        """Sessions of this kernel's session that have not ended, as far as a listing tells."""
-        with contextlib.suppress(PlatformError):
-            return {session for session, info in self.pool.listing().items() if info.phase != "ended"}
-        return set()
-
-    def _unaccounted(self, record: Record) -> set[str]:
-        """Sessions that print for this cluster, that no launch call told of, and that may still be up."""
-        unknown = self._logged(record)
-        # Of those, sessions that ended and were accounted for are known no more; stopping them again does no harm.
-        with contextlib.suppress(PlatformError):
-            listing = self.pool.listing()
-            unknown = {session for session in unknown if session not in listing or listing[session].phase != "ended"}
-            if not record.launching:  # every launch was accounted for: what is not listed has ended
-                unknown &= set(listing)
-        return unknown
-
-    def _adopt(self, record: Record, ids: Collection[str]) -> Record:
-        """Take sessions into the record that are ours, but whose ids no launch call gave us."""
-        if not ids:
-            return record
-        scheduler = scheduler_session(self.folder)
-        # Ours to see end only if our listing shows it; of others its silence proves nothing.
-        mine, live = self.pool.platform.session, self._live()
-        new = tuple(
-            replace(
-                session_record(record, session, "scheduler" if session == scheduler else "worker"),
-                launched_from=mine if session in live else "",
-            )
-            for session in sorted(ids)
-        )
-
-        def add(record: Record) -> Record:
-            known = {session.id for session in record.sessions}
-            return replace(record, sessions=(*record.sessions, *(s for s in new if s.id not in known)))
-
-        try:
-            return self.update(add)
-        except (GoneError, RegistryError):  # stop them all the same
-            return add(record)
-
-    def _suspects_of(self, record: Record) -> set[str]:
-        """Sessions that may come of launch calls nobody accounted for: they appeared since, and nobody knows them."""
-        begun = [launch.at for launch in record.launching]
-        if not begun:
-            return set()
-        with contextlib.suppress(PlatformError):
-            return {
-                session
-                for session, info in self.pool.listing().items()
-                if info.phase != "ended"
-                and (info.created_at is None or info.created_at > min(begun) - _CLOCKS_DIFFER_S)
-            } - {session.id for session in record.sessions}
-        return set()
-
-    def _suspects_left(self, record: Record, stopped: set[str], deadline: float) -> bool:
-        """Whether sessions that appeared during a broken launch have turned out to be ours.
-
-        One that never starts cannot be told from somebody else's and is left alone: if it is ours, it ends by itself
-        as soon as it starts, because the cluster's folder is closed by then.
-        """
-        doubtful = self._suspects - {session.id for session in record.sessions} - stopped
-        while doubtful:
-            with contextlib.suppress(PlatformError):
-                listing = self.pool.listing()
-                doubtful = {session for session in doubtful if session in listing and listing[session].phase != "ended"}
-            if doubtful & self.registry.logged_sessions(record):
-                return True
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.2)
-        return False
+        return self.pool.stop(ids, visible=set(self.visible()), timeout_s=timeout_s) if ids else {}
 
     def _see_the_scheduler_end(self, record: Record, address: str | None, deadline: float) -> None:
         """Proof for sessions that our listing does not show: workers end with their scheduler, so it must be silent."""
-        visible = set(self._visible())
+        visible = set(self.visible())
         schedulers = [session.id for session in record.sessions if session.role == "scheduler"]
         if address is None or visible.issuperset(session.id for session in record.sessions):
             return
@@ -283,9 +385,51 @@ class Fleet(LaunchedFleet):
         shown = "; ".join(f"session {session}: {words}" for session, words in list(left.items())[:10])
         more = f"; and {len(left) - 10} more" if len(left) > 10 else ""
         return (
-            f"cluster {self._record.name!r}: {len(left)} of its sessions did not stop ({shown}{more}). "
-            f"They are kept on record; run %dask_down {self._record.name} again, or stop them in the platform's pages"
+            f"cluster {self.record.name!r}: {len(left)} of its sessions did not stop ({shown}{more}). "
+            f"They are kept on record; run %dask_down {self.record.name} again, or stop them in the platform's pages"
         )
 
     def _ended(self, record: Record, sessions: int) -> Ended:
         return Ended(record.name, sessions, max(0.0, time.time() - record.created_at), usage(record))
+
+
+def _stopping(record: Record) -> Record:
+    return replace(record, state="stopping")
+
+
+def _observed(session: SessionRecord, info: SessionInfo | None, now: float) -> SessionRecord:
+    """The session's record with what a listing shows of it."""
+    if info is None:
+        return session
+    return replace(
+        session,
+        ip_address=info.ip_address or session.ip_address,
+        app_url=info.app_url or session.app_url,
+        running_at=session.running_at or (now if info.phase == "running" else None),
+        ended_at=session.ended_at or (now if info.phase == "ended" else None),
+    )
+
+
+def _is_known_by_its_log_alone(session: SessionRecord) -> bool:
+    """Whether all that is known of a session is what it once printed: it may have ended long ago."""
+    return session.salvaged and session.running_at is None and session.connected_at is None
+
+
+def _was_meant_to_end(record: Record, session: SessionRecord) -> bool:
+    return session.stopping_at is not None or record.state in ("stopping", "lost")
+
+
+def _is_loss(record: Record, session: SessionRecord) -> bool:
+    """Whether a session that ended had not been told to."""
+    return not _was_meant_to_end(record, session) and not _is_known_by_its_log_alone(session)
+
+
+def _with_end_of(record: Record, session: SessionRecord, status: str) -> Record:
+    """The record with what is to be told, and learnt, of a session that ended."""
+    if _was_meant_to_end(record, session):
+        return record
+    if _is_known_by_its_log_alone(session):  # it had ended before
+        return replace(record, requested=max(0, record.requested - (session.role == "worker")))
+    if session.automatic and session.connected_at is None:
+        record = replace(record, failed_replacements=record.failed_replacements + 1)
+    return record.with_event(f"session {session.id} ({session.role}) ended: {status}")

@@ -12,9 +12,7 @@ from IPython.core.magic_arguments import MagicArgumentParser
 
 from cml_dask_magics.model.settings import OPTIONS
 
-# `--timeout 5 min` is what people type; a shell would split it.
-_NUMBER = re.compile(r"[\d.]+")
-_DURATIONS = tuple(f"--{option.name}" for option in OPTIONS if option.metavar == "DURATION")
+_DURATIONS = "|".join(f"--{option.name}" for option in OPTIONS if option.metavar == "DURATION")
 
 
 class LineParser:
@@ -66,31 +64,25 @@ class LineParser:
         joined = self._joined(words)
         if "-h" in joined or "--help" in joined:
             return None
-        arguments, unknown = self._parser.parse_known_args(joined)
+        try:
+            arguments, unknown = self._parser.parse_known_args(joined)
+        except UsageError as error:
+            raise UsageError(f"{error}; %{self.name}? says how") from None
         if unknown:
             kind = "option" if unknown[0].startswith("-") else "argument"
             raise UsageError(f"unknown {kind} {unknown[0]!r}; %{self.name}? lists what there is")
         return arguments
 
     def _joined(self, words: list[str]) -> list[str]:
-        """``--cpu -1`` as ``--cpu=-1``, so that a value may start with a hyphen and reaches its own check."""
-        joined: list[str] = []
-        rest = iter(words)
-        for word in rest:
-            if word not in self._valued:
-                joined.append(word)
-                continue
-            value = next(rest, None)
-            if value is None or value in self._valued | self._switches:
-                raise UsageError(f"{word} needs a value; %{self.name}? says which")
-            joined.append(f"{word}={value}")
-            if word in _DURATIONS and _NUMBER.fullmatch(value):
-                unit = next(rest, None)
-                if unit is not None and unit.isalpha():
-                    joined[-1] += f" {unit}"
-                elif unit is not None:
-                    joined += self._joined([unit, *rest])
-        return joined
+        """``--cpu -1`` as ``--cpu=-1``, so that a value may start with a hyphen and reaches its own check.
+
+        A duration takes its unit along: ``--timeout 5 min`` is what people type.
+        """
+        valued, every = "|".join(self._valued) or "(?!)", "|".join(self._valued | self._switches)
+        line = "\0".join(["", *words])
+        line = re.sub(rf"\0({valued})\0(?!(?:{every})(?:\0|$))", r"\0\1=", line)
+        line = re.sub(rf"(\0(?:{_DURATIONS})=[\d.]+)\0([^\W\d_]+)(?=\0|$)", r"\1 \2", line)
+        return line.split("\0")[1:]
 
 
 def up_parser() -> LineParser:

@@ -1,6 +1,6 @@
-"""What the magics do, without the magics: bring a cluster up, take it down, look at it, read what it printed.
+"""What this kernel holds: its clusters, their clients, and why it let go of a cluster that nobody stopped.
 
-Knows the clusters that this kernel holds. Nothing here prints.
+Brings clusters up, takes them down, looks at them and reads what they printed. Nothing here prints.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from distributed import Client
 
-from cml_dask_magics.cluster.cluster import CMLCluster
+from cml_dask_magics import CMLCluster
 from cml_dask_magics.cluster.shielded import finish
 from cml_dask_magics.cluster.snapshot import snapshot
+from cml_dask_magics.display.actions import Controls, OnEnd, PanelActions
+from cml_dask_magics.display.words import Kind, ended_words
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.opening import ANSWER_TIMEOUT_S, open_fleet, settings_of, what_fits
 from cml_dask_magics.model.lifecycle import cluster_state
@@ -26,15 +27,14 @@ from cml_dask_magics.registry.liveness import liveness
 from cml_dask_magics.registry.registry import NameTakenError, Registry
 from cml_dask_magics.registry.run_folder import read_tail, session_logs
 
-_held: dict[str, CMLCluster] = {}
-_clients: dict[str, Client] = {}
-_parting_words: dict[str, str] = {}
 _SIZES = ("cpu", "memory_gib", "gpu", "scheduler_cpu", "scheduler_memory_gib", "idle_timeout_s", "env", "tls")
+
+_Key = tuple[Path, str]
 
 
 @dataclass(frozen=True)
 class Up:
-    """What `up` came to.
+    """What `KernelClusters.up` did.
 
     Parameters
     ----------
@@ -50,54 +50,261 @@ class Up:
     notes: tuple[str, ...] = ()
 
 
-def up(settings: Settings, given: frozenset[str], on_status: StatusCallback | None = None) -> Up:
-    """Make it so that the cluster `settings.name` has as many workers as `settings` says.
+class KernelClusters:
+    """The clusters that this kernel holds, by state folder and name, and what can be done with any on record."""
 
-    Parameters
-    ----------
-    settings : Settings
-    given : frozenset of str
-        The fields of `settings` that the user gave: a running cluster is scaled only if asked to.
-    on_status : callable, optional
-        Called about twice a second meanwhile, from Dask's thread.
+    def __init__(self) -> None:
+        self._held: dict[_Key, CMLCluster] = {}
+        self._clients: dict[_Key, Client] = {}
+        # Why this kernel let go of a cluster that nobody here stopped, until somebody was told.
+        self._parting_words: dict[_Key, str] = {}
 
-    Raises
-    ------
-    RuntimeError
-        If it did not come up; everything that this call launched has been stopped.
-    """
-    cluster = held(settings.name)
-    done = "already up"
-    if cluster is None:
-        registry = Registry(settings.state_directory)
-        fleet = open_fleet(registry, settings.name)
-        if fleet is None or liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S) == "silent":
-            lost = fleet.record if fleet is not None else None
+    def up(self, settings: Settings, given: frozenset[str], on_status: StatusCallback | None = None) -> Up:
+        """Make it so that the cluster `settings.name` has as many workers as `settings` says.
+
+        Parameters
+        ----------
+        settings : Settings
+        given : frozenset of str
+            The fields of `settings` that the user gave: a running cluster is scaled only if asked to.
+        on_status : callable, optional
+            Called about twice a second meanwhile, from Dask's thread.
+
+        Raises
+        ------
+        RuntimeError
+            If it did not come up; everything that this call launched has been stopped.
+        """
+        key = settings.state_directory, settings.name
+        cluster = self._alive(key)
+        done = "already up"
+        if cluster is None:
+            fleet = open_fleet(Registry(settings.state_directory), settings.name)
+            if fleet is None or liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S) == "silent":
+                lost = fleet.record if fleet is not None else None
+                try:
+                    return self._started(settings, given, lost, on_status)
+                except NameTakenError:  # another kernel claimed the name at the same instant
+                    pass
+            cluster = self._held[key] = CMLCluster.from_name(settings.name, shutdown_on_close=True)
+            done = "re-attached"
+        return _adjusted(cluster, settings, given, done, on_status)
+
+    def down(self, state_directory: Path, name: str) -> Ended | None:
+        """Stop a cluster, wherever it was started from; None if there is none.
+
+        Raises
+        ------
+        RuntimeError
+            Naming the sessions that did not end; their record is kept.
+        """
+        key = state_directory, name
+        if (client := self._clients.pop(key, None)) is not None:
+            client.close()
+        try:
+            if self.is_held(state_directory, name):
+                ended: Ended | None = self._held[key].shutdown()
+                return ended
+            fleet = open_fleet(Registry(state_directory), name)
+            return finish(fleet.end) if fleet is not None else None
+        finally:
+            self._held.pop(key, None)
+
+    def statuses(self, state_directory: Path, name: str | None = None) -> tuple[list[ClusterStatus], list[str]]:
+        """Snapshots of one cluster or of all on record; a cluster of another kernel's is attached to, for looking.
+
+        Returns
+        -------
+        list of ClusterStatus
+        list of str
+            What is wrong with those clusters that cannot be looked at: one does not keep the others from being seen.
+        """
+        on_record = self.names(state_directory)
+        found, problems = [], []
+        for key in sorted({*self._held, *self._parting_words}):
+            if key[0] == state_directory and name in (None, key[1]):
+                if key[1] not in on_record or not self.is_held(*key):
+                    self._alive(key)  # lets go of it
+                if words := self._parting_words.pop(key, ""):
+                    problems.append(words)
+        for each in on_record if name is None else [name]:
             try:
-                return _started(settings, given, lost, on_status)
-            except NameTakenError:  # another kernel claimed the name at the same instant
-                pass
-        cluster = CMLCluster.from_name(settings.name, shutdown_on_close=True)
-        _held[settings.name] = cluster
-        done = "re-attached"
-    return _adjusted(cluster, settings, given, done, on_status)
+                status = self._status((state_directory, each))
+            except RuntimeError as error:
+                if name is not None:
+                    raise
+                problems.append(str(error))
+            else:
+                found += [status] if status is not None else []
+        return found, problems
 
+    def names(self, state_directory: Path) -> list[str]:
+        """Names of the clusters on record."""
+        return Registry(state_directory).names()
 
-def _started(settings: Settings, given: frozenset[str], lost: Record | None, on_status: StatusCallback | None) -> Up:
-    notes = [words] if (words := _parting_words.pop(settings.name, "")) else []
-    # What somebody began to stop was not lost.
-    if lost is not None and lost.state != "stopping" and (before := settings_of(lost)) is not None:
-        settings = _as_before(settings, given, replace(before, n_workers=lost.requested, adapt=lost.adapt))
-        notes.append(
-            f"cluster {settings.name!r} was lost; it was started anew with the settings that it had "
-            f"({settings.n_workers} workers of {settings.cpu:g} cores and {settings.memory_gib:g} GiB)"
+    def logs(
+        self, state_directory: Path, name: str, session: str | None = None, lines: int = 200
+    ) -> dict[str, list[str]]:
+        """The last lines that a cluster's sessions printed, by session; of its last start, if it has ended.
+
+        Raises
+        ------
+        ValueError
+            If there is no such cluster, or it has no such session.
+        """
+        folder = Registry(state_directory).latest_log_folder(name)
+        paths = session_logs(folder) if folder is not None else {}
+        if not paths:
+            raise ValueError(f"there is no output of a cluster {name!r}")
+        if session is not None and session not in paths:
+            raise ValueError(f"cluster {name!r} has no output of a session {session!r}; there are: {', '.join(paths)}")
+        return {each: read_tail(path, lines) for each, path in paths.items() if session in (None, each)}
+
+    def client(self, cluster: CMLCluster) -> Client:
+        """The client that this kernel has for a cluster, made where there is none."""
+        key = cluster.settings.state_directory, cluster.name
+        client = self._clients.get(key)
+        if client is None or client.status != "running" or client.cluster is not cluster:
+            client = self._clients[key] = Client(cluster)
+        return client
+
+    def hold(self, cluster: CMLCluster) -> bool:
+        """Add a cluster that was made without the magics, unless another of its name is held; whether it is held."""
+        key = cluster.settings.state_directory, cluster.name
+        if not self.is_held(*key):
+            self._held[key] = cluster
+        return self._held[key] is cluster
+
+    def is_held(self, state_directory: Path, name: str) -> bool:
+        """Whether this kernel holds a cluster of that name; asks nobody."""
+        cluster = self._held.get((state_directory, name))
+        return cluster is not None and not cluster.closed
+
+    def controls(self, state_directory: Path, name: str) -> Controls:
+        """What the display may do with a cluster, whether it is held already or not."""
+        key = state_directory, name
+
+        def cluster() -> CMLCluster:
+            if (held := self._alive(key)) is None:
+                raise RuntimeError(f"cluster {name!r} is not running any more; %dask_up --name {name} starts it")
+            return held
+
+        def stop() -> str:
+            ended = self.down(state_directory, name)
+            return ended_words(ended) if ended is not None else f"Cluster {name!r} was stopped already."
+
+        def follow(on_status: StatusCallback, on_end: OnEnd, wanted: Callable[[], bool]) -> None:
+            if self.is_held(state_directory, name):
+                self._held[key].follow(on_status, lambda cluster: on_end(*_last_words(cluster)), wanted)
+
+        return Controls(
+            key=key,
+            name=name,
+            actions=PanelActions(
+                scale=lambda n: cluster().scale(n),
+                stop=stop,
+                adapt=lambda low, high: cluster().adapt(minimum=low, maximum=high),
+                keep=lambda: cluster().keep(),
+                restart=lambda session: cluster().restart_worker(session),
+                log=lambda session: self.logs(state_directory, name, session)[session],
+            ),
+            held=lambda: self.is_held(state_directory, name),
+            follow=follow,
         )
-    cluster = CMLCluster.from_settings(settings, on_status)
-    _held[settings.name] = cluster
-    notes += cluster.notes
-    if cluster.warning:
-        notes.append(cluster.warning)
-    return Up(cluster, "starting" if settings.background else "started", tuple(notes))
+
+    def _started(
+        self, settings: Settings, given: frozenset[str], lost: Record | None, on_status: StatusCallback | None
+    ) -> Up:
+        key = settings.state_directory, settings.name
+        notes = [words] if (words := self._parting_words.pop(key, "")) else []
+        # What somebody began to stop was not lost.
+        if lost is not None and lost.state != "stopping" and (before := settings_of(lost)) is not None:
+            settings = _as_before(settings, given, replace(before, n_workers=lost.requested, adapt=lost.adapt))
+            notes.append(
+                f"cluster {settings.name!r} was lost; it was started anew with the settings that it had "
+                f"({settings.n_workers} workers of {settings.cpu:g} cores and {settings.memory_gib:g} GiB)"
+            )
+        cluster = self._held[key] = CMLCluster.from_settings(settings, on_status)
+        notes += cluster.notes
+        if cluster.warning:
+            notes.append(cluster.warning)
+        return Up(cluster, "starting" if settings.background else "started", tuple(notes))
+
+    def _alive(self, key: _Key) -> CMLCluster | None:
+        """The cluster that this kernel holds, if it is still the one on record and its scheduler is there."""
+        cluster = self._held.get(key)
+        if cluster is None:
+            return None
+        if not cluster.closed and cluster.status().state not in ("lost", "stopping"):
+            return cluster
+        if cluster.parting_words:
+            self._parting_words[key] = cluster.parting_words
+        self._held.pop(key, None)
+        if not cluster.closed:
+            cluster.shutdown_on_close = False
+            cluster.close()
+        return None
+
+    def _status(self, key: _Key) -> ClusterStatus | None:
+        directory, name = key
+        held = self._held.get(key)
+        if held is not None and not held.closed and not held.silent_s:
+            # The scheduler told its news within the last seconds: it need not be asked over a new connection.
+            seen = _last_seen(held)
+            if seen.state not in ("lost", "stopping"):
+                return seen
+        cluster = self._alive(key)
+        if cluster is None:
+            fleet = open_fleet(Registry(directory), name)
+            if fleet is None:
+                return None
+            alive = liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S)
+            if alive != "answers":
+                return _status_without_scheduler(fleet, starting=alive == "starting")
+            try:
+                cluster = self._held[key] = CMLCluster.from_name(name, shutdown_on_close=True)
+            except RuntimeError:
+                return _status_without_scheduler(fleet, starting=False)
+        status: ClusterStatus = cluster.status()
+        return status
+
+
+kernel_clusters = KernelClusters()
+"""What this kernel holds; it outlives a reload of the extension."""
+
+
+def interrupted_words(state_directory: Path, name: str) -> str:
+    """What became of a cluster whose start or end was interrupted."""
+    record = Registry(state_directory).read(name)
+    if record is None:
+        return f"Interrupted: every session that was launched for cluster {name!r} has been stopped."
+    if record.state == "stopping":
+        return (
+            f"Interrupted: the sessions of cluster {name!r} are still being stopped, in the background. "
+            f"%dask_status {name} shows what is left, %dask_down {name} waits for it."
+        )
+    return f"Interrupted. Cluster {name!r} is on record: %dask_status {name} shows it, %dask_down {name} stops it."
+
+
+def _last_seen(cluster: CMLCluster) -> ClusterStatus:
+    """The cluster as this kernel last heard of it."""
+
+    async def picture() -> ClusterStatus:  # on the loop, which changes what is read here
+        return cluster.picture()
+
+    seen: ClusterStatus = cluster.sync(picture)
+    return seen
+
+
+def _last_words(cluster: CMLCluster) -> tuple[str, Kind]:
+    """What to say of a cluster that this kernel let go of, and how it ended."""
+    if cluster.failure is not None:
+        return str(cluster.failure), "failed"
+    if cluster.ended is not None:
+        why = f"{cluster.parting_words}. " if cluster.parting_words else ""
+        return why + ended_words(cluster.ended, cluster.peak_memory_bytes), "ended"
+    followed = f"This kernel no longer follows the cluster; %dask_status {cluster.name} shows it."
+    return cluster.parting_words or followed, "ended"
 
 
 def _as_before(settings: Settings, given: frozenset[str], before: Settings) -> Settings:
@@ -140,126 +347,6 @@ def _adjusted(
     return Up(cluster, done, tuple(notes))
 
 
-def client(cluster: CMLCluster) -> Any:
-    """The client that this kernel has for a cluster, made where there is none."""
-    known = _clients.get(cluster.name)
-    if known is None or known.status != "running" or known.cluster is not cluster:
-        known = _clients[cluster.name] = Client(cluster)
-    return known
-
-
-def held(name: str) -> CMLCluster | None:
-    """The cluster of that name that this kernel holds, if it is still the one on record and its scheduler is there."""
-    cluster = _held.get(name)
-    if cluster is None:
-        return None
-    if cluster.closed or cluster.status().state in ("lost", "stopping"):
-        if cluster.parting_words:
-            _parting_words[name] = cluster.parting_words
-        _let_go(name)
-        return None
-    return cluster
-
-
-def hold(cluster: CMLCluster) -> bool:
-    """Take a cluster that was made without the magics among those that this kernel holds; whether it is one of them."""
-    return _held.setdefault(cluster.name, cluster) is cluster
-
-
-def is_held(name: str) -> bool:
-    """Whether this kernel has hold of a cluster of that name."""
-    return name in _held and not _held[name].closed
-
-
-def scale(name: str, n: int) -> None:
-    """Bring a cluster that this kernel holds to `n` workers, as the panel's button does."""
-    _needed(name).scale(n)
-
-
-def adapt(name: str, low: int, high: int) -> None:
-    """Let Dask scale a cluster that this kernel holds."""
-    _needed(name).adapt(minimum=low, maximum=high)
-
-
-def keep(name: str) -> None:
-    """Start the idle countdown of a cluster that this kernel holds anew."""
-    _needed(name).keep()
-
-
-def restart_worker(name: str, session: str) -> None:
-    """Restart one worker of a cluster that this kernel holds."""
-    _needed(name).restart_worker(session)
-
-
-def names(state_directory: Path) -> list[str]:
-    """Names of the clusters on record."""
-    return Registry(state_directory).names()
-
-
-def down(name: str, state_directory: Path) -> Ended | None:
-    """Stop a cluster, wherever it was started from; None if there is none.
-
-    Raises
-    ------
-    RuntimeError
-        Naming the sessions that did not end; their record is kept.
-    """
-    known = _clients.pop(name, None)
-    if known is not None:
-        known.close()
-    cluster = _held.get(name)
-    try:
-        if cluster is not None and not cluster.closed:
-            ended: Ended | None = cluster.shutdown()
-            return ended
-        fleet = open_fleet(Registry(state_directory), name)
-        return finish(fleet.end) if fleet is not None else None
-    finally:
-        _held.pop(name, None)
-
-
-def statuses(state_directory: Path, name: str | None = None) -> tuple[list[ClusterStatus], list[str]]:
-    """Snapshots of one cluster or of all on record; a cluster of another kernel's is attached to, for looking.
-
-    Returns
-    -------
-    list of ClusterStatus
-    list of str
-        What is wrong with those clusters that cannot be looked at: one does not keep the others from being seen.
-    """
-    found, problems = [], []
-    for each in [each for each in _held if name in (None, each)]:
-        if held(each) is None and (words := _parting_words.pop(each, "")):
-            problems.append(words)
-    for each in names(state_directory) if name is None else [name]:
-        try:
-            status = _status(Registry(state_directory), each)
-        except RuntimeError as error:
-            if name is not None:
-                raise
-            problems.append(str(error))
-        else:
-            found += [status] if status is not None else []
-    return found, problems
-
-
-def _status(registry: Registry, name: str) -> ClusterStatus | None:
-    cluster = held(name)
-    if cluster is None:
-        fleet = open_fleet(registry, name)
-        if fleet is None:
-            return None
-        alive = liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S)
-        if alive != "answers":
-            return _status_without_scheduler(fleet, starting=alive == "starting")
-        try:
-            cluster = _held[name] = CMLCluster.from_name(name, shutdown_on_close=True)
-        except RuntimeError:
-            return _status_without_scheduler(fleet, starting=False)
-    status: ClusterStatus = cluster.status()
-    return status
-
-
 def _status_without_scheduler(fleet: Fleet, starting: bool) -> ClusterStatus:
     try:
         listing = fleet.pool.listing()
@@ -267,45 +354,3 @@ def _status_without_scheduler(fleet: Fleet, starting: bool) -> ClusterStatus:
     except PlatformError as error:
         fleet.log(str(error))
     return snapshot(fleet, cluster_state(fleet.record, 0, scheduler_lost=not starting), {})
-
-
-def logs(state_directory: Path, name: str, session: str | None = None, lines: int = 200) -> dict[str, list[str]]:
-    """The last lines that a cluster's sessions printed, by session; of its last start, if it has ended.
-
-    Raises
-    ------
-    ValueError
-        If there is no such cluster, or it has no such session.
-    """
-    folder = Registry(state_directory).latest_log_folder(name)
-    paths = session_logs(folder) if folder is not None else {}
-    if not paths:
-        raise ValueError(f"there is no output of a cluster {name!r}")
-    if session is not None and session not in paths:
-        raise ValueError(f"cluster {name!r} has no output of a session {session!r}; there are: {', '.join(paths)}")
-    return {each: read_tail(path, lines) for each, path in paths.items() if session in (None, each)}
-
-
-def follow(
-    name: str, on_status: StatusCallback, on_end: Callable[[CMLCluster], None], wanted: Callable[[], bool]
-) -> bool:
-    """Have a held cluster tell its status every second until it ends; False if this kernel does not hold it."""
-    cluster = _held.get(name)
-    if cluster is None or cluster.closed:
-        return False
-    cluster.follow(on_status, on_end, wanted)
-    return True
-
-
-def _needed(name: str) -> CMLCluster:
-    cluster = held(name)
-    if cluster is None:
-        raise RuntimeError(f"cluster {name!r} is not running any more; %dask_up --name {name} starts it")
-    return cluster
-
-
-def _let_go(name: str) -> None:
-    cluster = _held.pop(name)
-    if not cluster.closed:
-        cluster.shutdown_on_close = False
-        cluster.close()

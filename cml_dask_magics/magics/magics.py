@@ -13,26 +13,23 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
+from IPython.core.getipython import get_ipython
 
 from cml_dask_magics.magics.command_line import LineParser, down_parser, status_parser, up_parser
+from cml_dask_magics.magics.notice import cluster_names, notice
 from cml_dask_magics.model.settings import (
     OPTIONS,
-    PRIVATE_FOLDER,
     Settings,
     as_keyword,
     as_typed,
     make_settings,
-    state_directory,
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from IPython.core.interactiveshell import InteractiveShell
 
+    from cml_dask_magics.cluster.cluster import CMLCluster
     from cml_dask_magics.magics.kernel_clusters import Up
-
-_NOTICE_TIMEOUT_S = 0.3
 
 
 class DaskMagics:
@@ -62,7 +59,7 @@ class DaskMagics:
             self.shell.strdispatchers["complete_command"].strs.pop(f"%{name}", None)
 
     def dask_up(self, line: str) -> None:
-        """``%dask_up``: see `options.up_parser`."""
+        """``%dask_up``: see `command_line.up_parser`."""
         parsed = self._parse("dask_up", line)
         if parsed is None:
             return
@@ -70,19 +67,20 @@ class DaskMagics:
         settings = _settings(**typed)
         if settings.n_workers == 0:
             raise UsageError("N must be a whole number of workers, 1 or more; not 0 (%dask_down stops a cluster)")
-        from cml_dask_magics.display import screens
-        from cml_dask_magics.magics import kernel_clusters
+        from cml_dask_magics.display.screens import screens
+        from cml_dask_magics.magics.kernel_clusters import interrupted_words, kernel_clusters
 
         fields = {as_keyword(option.name): option.field for option in OPTIONS}
         given = frozenset(fields[key] for key in typed)
+        controls = kernel_clusters.controls(settings.state_directory, settings.name)
         try:
-            with screens.starting(self.shell, settings.name, settings.state_directory) as on_status:
+            with screens.starting(self.shell, controls) as on_status:
                 up = kernel_clusters.up(settings, given, on_status)
         except (RuntimeError, OSError, ValueError) as error:
-            # Raised anew: the user needs the words, not the way that they took through this package.
+            # Re-raise without our traceback: it says nothing to the user.
             raise _user_error(error) from None
         except KeyboardInterrupt:
-            print(_interrupted(settings.name, settings.state_directory), file=sys.stderr)
+            print(interrupted_words(settings.state_directory, settings.name), file=sys.stderr)
             raise KeyboardInterrupt from None
         self._tell(up)
         self.shell.push({settings.cluster: up.cluster})
@@ -94,12 +92,12 @@ class DaskMagics:
             self.shell.push({settings.client: kernel_clusters.client(up.cluster)})
 
     def dask_down(self, line: str) -> None:
-        """``%dask_down``: see `options.down_parser`."""
+        """``%dask_down``: see `command_line.down_parser`."""
         typed = self._parse("dask_down", line)
         if typed is None:
             return
-        from cml_dask_magics.display import screens
-        from cml_dask_magics.magics import kernel_clusters
+        from cml_dask_magics.display.words import ended_words
+        from cml_dask_magics.magics.kernel_clusters import interrupted_words, kernel_clusters
 
         directory = _settings().state_directory
         try:
@@ -110,29 +108,30 @@ class DaskMagics:
             failures = []
             for name in dict.fromkeys(wanted):
                 try:
-                    ended = kernel_clusters.down(_settings(name=name).name, directory)
+                    ended = kernel_clusters.down(directory, _settings(name=name).name)
                 except RuntimeError as error:  # the others are still to be stopped
                     failures.append(str(error))
                 except KeyboardInterrupt:
-                    print(_interrupted(name, directory), file=sys.stderr)
+                    print(interrupted_words(directory, name), file=sys.stderr)
                     raise KeyboardInterrupt from None
                 else:
-                    print(screens.ended_words(ended) if ended is not None else f"There is no cluster {name!r} to stop.")
+                    print(ended_words(ended) if ended is not None else f"There is no cluster {name!r} to stop.")
         except (RuntimeError, OSError) as error:
             raise _user_error(error) from None
         if failures:
             raise RuntimeError("\n".join(failures))
 
     def dask_status(self, line: str) -> None:
-        """``%dask_status``: see `options.status_parser`."""
+        """``%dask_status``: see `command_line.status_parser`."""
         typed = self._parse("dask_status", line)
         if typed is None:
             return
         if sum((typed.text, typed.json, typed.logs is not None)) > 1:
             raise UsageError("--text, --json and --logs exclude each other; give one of them")
-        from cml_dask_magics.display import screens
-        from cml_dask_magics.display.text import to_json, to_text
-        from cml_dask_magics.magics import kernel_clusters
+        from cml_dask_magics.display.document import to_json
+        from cml_dask_magics.display.screens import in_notebook, screens
+        from cml_dask_magics.display.text import to_text
+        from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
         settings = _settings(name=typed.name)
         directory = settings.state_directory
@@ -153,10 +152,10 @@ class DaskMagics:
             raise UsageError(f"there is no cluster {typed.name!r}; {known}")
         if typed.json:
             print(to_json(statuses))
-        elif typed.text or not statuses or not screens.in_notebook(self.shell):
+        elif typed.text or not statuses or not in_notebook(self.shell):
             print(to_text(statuses))
         else:
-            screens.panels(directory, statuses)
+            screens.panels([(status, kernel_clusters.controls(directory, status.name)) for status in statuses])
 
     def _parse(self, name: str, line: str) -> argparse.Namespace | None:
         """What was typed; None once help was printed instead."""
@@ -167,16 +166,16 @@ class DaskMagics:
         return typed
 
     def _tell(self, up: Up) -> None:
-        from cml_dask_magics.display import screens
+        from cml_dask_magics.display.screens import in_notebook
 
         for note in up.notes:
             print(note, file=sys.stderr)
-        if not screens.in_notebook(self.shell):
+        if not in_notebook(self.shell):
             link = up.cluster.dashboard_link
             print(f"Cluster {up.cluster.name!r} {up.done}: {up.cluster!r}" + (f"\nDashboard: {link}" if link else ""))
 
     def _push_client_when_up(self, up: Up, variable: str) -> None:
-        from cml_dask_magics.magics import kernel_clusters
+        from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
         if up.cluster.wait_until_started():
             self.shell.push({variable: kernel_clusters.client(up.cluster)})
@@ -188,7 +187,7 @@ class DaskMagics:
             words = event.line[: len(event.line)].split()
             previous = words[-1] if event.line.endswith(" ") else words[-2] if len(words) > 1 else ""
             if previous == "--name" or (parser.name != "dask_up" and not event.symbol.startswith("-")):
-                return _cluster_names()
+                return cluster_names()
             return parser.flags
 
         return complete
@@ -211,41 +210,19 @@ def unregister(shell: InteractiveShell) -> None:
         magics.unregister()
 
 
-def notice() -> str:
-    """One line about clusters on record that this kernel does not hold; empty if there are none."""
-    try:
-        directory = state_directory()
-        if not any((root / "clusters").is_dir() for root in (directory / PRIVATE_FOLDER, directory)):
-            return ""
-        from cml_dask_magics.registry.liveness import liveness
-        from cml_dask_magics.registry.registry import Registry
+def show_cluster(cluster: CMLCluster) -> None:
+    """What ``cluster`` in a cell shows: its panel; where no front end takes widgets, its facts as HTML and as text."""
+    from cml_dask_magics.display.screens import in_notebook, screens, show_facts
+    from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
-        registry = Registry(directory)
-        kernel_clusters = sys.modules.get("cml_dask_magics.magics.kernel_clusters")
-        running: list[str] = []
-        silent: list[str] = []
-        for name in registry.names():
-            if kernel_clusters is not None and kernel_clusters.is_held(name):
-                continue
-            try:
-                record = registry.read(name)
-            except RuntimeError:  # using it says why
-                silent.append(name)
-                continue
-            if record is not None:
-                answers = liveness(record, registry.run_folder(record), _NOTICE_TIMEOUT_S) != "silent"
-                (running if answers else silent).append(name)
-    except (RuntimeError, ValueError, OSError) as error:
-        return f"cml-dask-magics cannot tell whether clusters of yours are still running: {error}"
-    parts = []
-    if running:
-        first = running[0]
-        parts.append(
-            f"still running: {', '.join(running)} (%dask_up --name {first} re-attaches, %dask_down {first} stops)"
-        )
-    if silent:
-        parts.append(f"on record, but not answering: {', '.join(silent)} (%dask_down {silent[0]} clears what is left)")
-    return f"Dask clusters {'; '.join(parts)}" if parts else ""
+    live = not cluster.closed and not cluster.asynchronous and in_notebook(get_ipython())
+    if live and kernel_clusters.hold(cluster):
+        controls = kernel_clusters.controls(cluster.settings.state_directory, cluster.name)
+        screens.panels([(cluster.picture(), controls)])
+    elif cluster.closed:
+        print(f"{cluster!r} is closed")
+    else:
+        show_facts(cluster.picture())
 
 
 def _magic(name: str, method: Callable[[str], None], doc: str) -> Any:
@@ -276,29 +253,6 @@ def _the_one(names: list[str]) -> list[str]:
 
 def _user_error(error: Exception) -> Exception:
     return UsageError(str(error)) if isinstance(error, ValueError) else RuntimeError(str(error))
-
-
-def _interrupted(name: str, directory: Path) -> str:
-    from cml_dask_magics.registry.registry import Registry
-
-    record = Registry(directory).read(name)
-    if record is not None and record.state == "stopping":
-        return (
-            f"Interrupted: the sessions of cluster {name!r} are still being stopped, in the background. "
-            f"%dask_status {name} shows what is left, %dask_down {name} waits for it."
-        )
-    if record is not None:
-        return f"Interrupted. Cluster {name!r} is on record: %dask_status {name} shows it, %dask_down {name} stops it."
-    return f"Interrupted: every session that was launched for cluster {name!r} has been stopped."
-
-
-def _cluster_names() -> list[str]:
-    from cml_dask_magics.registry.registry import Registry
-
-    try:
-        return Registry(state_directory()).names()
-    except (RuntimeError, ValueError, OSError):
-        return []
 
 
 def _print_logs(logs: dict[str, list[str]]) -> None:

@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Literal
 
 ClusterState = Literal["starting", "running", "degraded", "stopping", "lost"]
-
 """``degraded``: fewer workers than asked for. ``lost``: the scheduler is gone."""
 
 SessionState = Literal["pending", "starting", "running", "stopping", "ended", "failed"]
@@ -63,8 +62,6 @@ class SessionStatus:
         Threads of the worker; 0 while not connected and for the scheduler.
     cpu_percent, memory_bytes, memory_limit_bytes, spilled_bytes, executing
         As the worker last reported: per cent of one core, bytes, bytes, bytes on disk, tasks running now.
-    message : str
-        The platform's own words about it, where there were any.
     """
 
     session: str
@@ -78,7 +75,6 @@ class SessionStatus:
     memory_limit_bytes: int = 0
     spilled_bytes: int = 0
     executing: int = 0
-    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,6 +123,8 @@ class ClusterStatus:
         The most memory that the workers held together, as far as this kernel saw it.
     replaces_lost : bool
         Whether lost workers are replaced; not any more, once replacements have failed one after the other.
+    max_workers : int
+        The most workers that may be asked for.
     usual_start_s : float or None
         How long earlier starts on this platform took, their median in seconds; None if there were none.
     """
@@ -146,6 +144,7 @@ class ClusterStatus:
     history: tuple[Sample, ...] = ()
     peak_memory_bytes: int = 0
     replaces_lost: bool = True
+    max_workers: int = 500
     usual_start_s: float | None = None
     usage: Usage = field(default_factory=Usage)
     events: tuple[Event, ...] = ()

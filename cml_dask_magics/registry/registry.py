@@ -254,8 +254,9 @@ class Registry:
             raise self._unusable(error) from error
         # Old output that cannot be removed, another cluster's record that cannot be read: not this cluster's trouble.
         with contextlib.suppress(OSError, RegistryError):
+            runs = self._runs(having=MARK)  # first: what is claimed meanwhile is none of them
             current_runs = {self.run_folder(each) for name in self.names() if (each := self.read(name)) is not None}
-            for run in [run for run in self._runs(having=MARK) if run not in current_runs][:-_KEPT_RUNS]:
+            for run in [run for run in runs if run not in current_runs][:-_KEPT_RUNS]:
                 with contextlib.suppress(OSError):
                     remove_run(self.state_directory, run)
 

@@ -81,7 +81,8 @@ def test_the_panel_is_seen_starting_scales_stops_and_survives_a_reload(
 
 CROWD = """
 from datetime import datetime, timezone
-from cml_dask_magics.display.panel.panel import Panel, PanelActions
+from cml_dask_magics.display.actions import PanelActions
+from cml_dask_magics.display.panel.panel import Panel
 from cml_dask_magics.display.panel.output import Output
 from cml_dask_magics.model.status import ClusterStatus, SessionStatus
 states = ["failed"] * 2 + ["pending"] * 3 + ["running"] * 40

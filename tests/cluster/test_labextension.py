@@ -29,7 +29,7 @@ from support.state_folder import local_sessions
 
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.opening import open_fleet
-from cml_dask_magics.magics import kernel_clusters
+from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.platforms.local import LocalSessions
 from cml_dask_magics.registry.registry import Registry
 

@@ -17,7 +17,7 @@ from support.state_folder import local_sessions, private
 
 from cml_dask_magics import CMLCluster
 from cml_dask_magics.cluster import cluster as cluster_module
-from cml_dask_magics.magics import kernel_clusters
+from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
 from cml_dask_magics.registry import lease
 from cml_dask_magics.registry.registry import Registry
@@ -90,7 +90,7 @@ def test_a_broken_environment_is_not_launched_into_for_ever(state: Path, monkeyp
         fleet = cluster._fleet
         before = set(session_logs(fleet.folder / "logs"))
         healthy = fleet.settings
-        monkeypatch.setattr(fleet, "settings", replace(healthy, python="/no/such/python"))
+        monkeypatch.setattr(fleet.launches, "settings", replace(healthy, python="/no/such/python"))
         kill(state, *cluster.plan)
         until(lambda: any("no more are launched" in event for event in events(cluster)))
         assert any("/no/such/python" in event for event in events(cluster)), "it says why"
@@ -99,7 +99,7 @@ def test_a_broken_environment_is_not_launched_into_for_ever(state: Path, monkeyp
         status = cluster.status()
         assert status.state == "degraded" and not status.replaces_lost and len(running(state)) == 1
         # Once somebody asks by hand, and it works again, all is well.
-        monkeypatch.setattr(fleet, "settings", healthy)
+        monkeypatch.setattr(fleet.launches, "settings", healthy)
         cluster.scale(1)
         until(lambda: cluster.status().state == "running")
 
@@ -182,8 +182,8 @@ def test_of_two_kernels_one_heals_and_the_other_takes_over_when_it_is_gone(state
         until(lambda: ask("len(cluster.observed)") == "2")
         assert ask("cluster.steers") == "False"
         assert len(running(state)) == 3, "both have healed"
-        cluster._steering.release()
         cluster.periodic_callbacks["steer"].stop()
+        cluster._supervisor.release()
         cluster.steers = False
         until(lambda: ask("cluster.steers") == "True")
         before = cluster.plan

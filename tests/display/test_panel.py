@@ -16,7 +16,8 @@ import ipywidgets
 import pytest
 from support.statuses import NASTY, NOW, Page, cluster, history, starting, worker
 
-from cml_dask_magics.display.panel.panel import Panel, PanelActions
+from cml_dask_magics.display.actions import PanelActions
+from cml_dask_magics.display.panel.panel import Panel
 from cml_dask_magics.model.status import ClusterStatus, Event
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -47,10 +48,7 @@ def panel(actions: FakeActions) -> Iterator[Panel]:
 @pytest.fixture
 def full(actions: FakeActions) -> Iterator[Panel]:
     """A panel with every control."""
-    steering = PanelActions(
-        actions.scale, actions.stop, actions.adapt, actions.keep, actions.restart, actions.log, max_workers=50
-    )
-    shown = Panel(steering)
+    shown = Panel(PanelActions(actions.scale, actions.stop, actions.adapt, actions.keep, actions.restart, actions.log))
     shown.draw(cluster(), NOW)
     yield shown
     actions.go.set()
@@ -326,6 +324,14 @@ def test_the_number_that_the_user_is_typing_is_left_alone(panel: Panel) -> None:
     panel.draw(cluster(requested=9), NOW)
     panel.draw(cluster(requested=3), NOW)
     assert box(panel).value == 3
+
+
+def test_no_more_workers_can_be_asked_for_than_the_setting_allows(panel: Panel, actions: FakeActions) -> None:
+    actions.go.set()
+    panel.draw(cluster(max_workers=7), NOW)
+    box(panel).value = 500
+    button(panel, "Scale").click()
+    until(lambda: actions.calls == ["scale 7"])
 
 
 def test_after_the_end_nothing_is_drawn_pressed_or_left_open(panel: Panel, actions: FakeActions) -> None:

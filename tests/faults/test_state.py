@@ -16,7 +16,7 @@ from support import memory_platform
 from support.faulty import Faulty, shell
 from support.state_folder import private
 
-from cml_dask_magics.fleet import fleet
+from cml_dask_magics.fleet import orphans
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.opening import claim
 from cml_dask_magics.model.settings import make_settings
@@ -53,7 +53,7 @@ BREAKING = {
 @pytest.fixture
 def platform(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[memory_platform.Workspace]:
     """The platform as a session sees it that has sessions of its own besides; it must never be told to stop those."""
-    monkeypatch.setattr(fleet, "_SUSPECT_WAIT_S", 0.5)
+    monkeypatch.setattr(orphans, "_SUSPECT_WAIT_S", 0.5)
     workspace = memory_platform.Workspace()
     workspace.first_status = "running"
     others = {workspace.add(MINE), workspace.add(OTHER)}

@@ -15,7 +15,7 @@ from support.memory_platform import HTML, Workspace
 
 from cml_dask_magics.cluster.scheduler import WorkerFigures
 from cml_dask_magics.cluster.snapshot import snapshot
-from cml_dask_magics.fleet import fleet as fleet_module
+from cml_dask_magics.fleet import orphans
 from cml_dask_magics.fleet.failure import describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.model.record import Launch, Owner, Record, record_to_json
@@ -35,7 +35,7 @@ def impatient(monkeypatch):
     """Seconds of waiting made short; what they prove stays the same."""
     monkeypatch.setattr(pool_module, "_MISSING_S_THAT_PROVES", 0.3)
     monkeypatch.setattr(pool_module, "_STOP_AGAIN_S", 1.2)
-    monkeypatch.setattr(fleet_module, "_SUSPECT_WAIT_S", 0.6)
+    monkeypatch.setattr(orphans, "_SUSPECT_WAIT_S", 0.6)
 
 
 @pytest.fixture
@@ -174,7 +174,8 @@ def test_what_a_salvaged_record_names_and_has_ended_is_no_loss_and_not_asked_for
     gone, *left = ours()
     workspace.set("stopped", gone)
     (registry.folder("default") / "record.json").unlink()
-    cluster._record = registry.read("default")
+    registry.read("default")
+    assert cluster.refresh()
     assert len(cluster.record.sessions) == 3
     cluster.observe(cluster.pool.listing())
     assert cluster.record.requested == 2 and cluster.lost == {} and cluster.plan == set(left)

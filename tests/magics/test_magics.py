@@ -12,7 +12,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from support.state_folder import private
 
-from cml_dask_magics.magics import kernel_clusters
+from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
 pytestmark = pytest.mark.dask
 

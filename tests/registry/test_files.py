@@ -19,7 +19,8 @@ from support.state_folder import private
 
 import cml_dask_magics
 from cml_dask_magics.fleet.opening import claim, open_fleet
-from cml_dask_magics.magics import kernel_clusters, magics
+from cml_dask_magics.magics.kernel_clusters import kernel_clusters
+from cml_dask_magics.magics.notice import notice
 from cml_dask_magics.model.record import Owner, Record, SessionRecord, record_from_json, record_to_json
 from cml_dask_magics.model.settings import default_state_directory, make_settings
 from cml_dask_magics.platforms import local
@@ -456,7 +457,7 @@ def test_a_cluster_that_an_older_release_started_is_found_changed_and_stopped_wh
     write(state / "runs" / "default-0000aaaa" / "notes.txt")
     registry = Registry(state)
     run = state / "runs" / "default-0000aaaa"
-    assert kernel_clusters.names(state) == ["default"] and "default" in magics.notice()
+    assert kernel_clusters.names(state) == ["default"] and "default" in notice()
     assert registry.read("default") == record and registry.run_folder(record) == run
     assert kernel_clusters.logs(state, "default") == {session["id"]: ["hello"]}
     registry.update("default", lambda record: replace(record, requested=7))
@@ -472,7 +473,7 @@ def test_a_cluster_that_an_older_release_started_is_found_changed_and_stopped_wh
     launched = fleet.launch("worker", 1).sessions
     assert {each.id for each in launched} < {each["id"] for each in platform.list_workers()}
 
-    ended = kernel_clusters.down("default", state)
+    ended = kernel_clusters.down(state, "default")
     assert ended is not None and ended.sessions == 2
     assert [each["status"] for each in platform.list_workers() if each["status"] == "running"] == []
     assert kernel_clusters.names(state) == []

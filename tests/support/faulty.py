@@ -26,12 +26,12 @@ USUAL = {
 }
 # Seconds of waiting made short in a kernel: the code is the same, and there is no setting for them.
 HURRY = """
-from cml_dask_magics.fleet import fleet
+from cml_dask_magics.fleet import fleet, orphans
 from cml_dask_magics.registry import lease
 from cml_dask_magics.platforms import pool
 from cml_dask_magics.cluster import cluster as cluster_module
 fleet.Fleet.end.__defaults__ = (4.0,)
-fleet._SUSPECT_WAIT_S = 2.0
+orphans._SUSPECT_WAIT_S = 2.0
 lease.BEAT_S, lease.EXPIRES_S = 1.0, 5.0
 pool._STOP_AGAIN_S = pool._POLL_QUIET_S = cluster_module.STEER_S = 0.5
 """

@@ -1,7 +1,8 @@
 """A whole world in memory for the state machine: a platform whose sessions behave, kernels that die, and its own time.
 
-Everything of the package below Dask is real: registry, records, fleets, leases, healing. What Dask would tell (which
-worker is connected) the world tells. A kernel that is killed does nothing more, not even what its ``finally`` says.
+Everything of the package below Dask is real: registry, records, fleets, leases, supervisors. What Dask would tell
+(which worker is connected) the world tells. A kernel that is killed does nothing more, not even what its ``finally``
+says.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from cml_dask_magics.fleet import fleet, healing, launches, opening
+from cml_dask_magics.fleet import fleet, launches, opening, orphans, supervisor
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
-from cml_dask_magics.fleet.healing import Healer
+from cml_dask_magics.fleet.supervisor import Seen, Supervisor
+from cml_dask_magics.model import lifecycle
 from cml_dask_magics.model import record as record_module
 from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.record import Owner
@@ -29,7 +31,8 @@ from cml_dask_magics.registry.lease import Lease
 from cml_dask_magics.registry.registry import NameTakenError, Registry, RegistryError
 from support.memory_platform import MemoryAPI, MemorySession, Workspace
 
-_MODULES = (fleet, healing, launches, lease, liveness, opening, pool, record_module, registry, run_folder)
+_OF_THE_FLEET = (opening, fleet, launches, orphans, supervisor)
+_MODULES = (*_OF_THE_FLEET, lease, lifecycle, liveness, record_module, registry, run_folder, pool)
 EXPECTED = (RegistryError, NameTakenError, StillUpError, PlatformError, KeyError, RuntimeError)
 
 
@@ -60,9 +63,10 @@ class Held:
     """A cluster as one kernel holds it."""
 
     fleet: Fleet
-    healer: Healer
-    lease: Lease
+    supervisor: Supervisor
     watch: Any
+    heard_at: float
+    steers: bool = False
 
 
 @dataclass
@@ -154,6 +158,14 @@ class World:
         }
         return self.connected & up & mine
 
+    def silent_s(self, held: Held) -> float:
+        """For how long the cluster's scheduler has told this kernel nothing, beyond the ten seconds that it may."""
+        folder = str(held.fleet.folder)
+        sessions = [s for s in self.workspace.sessions.values() if s.env.get("CML_DASK_FOLDER") == folder]
+        if any(" scheduler " in session.code and session.status == "running" for session in sessions):
+            held.heard_at = self.clock.now
+        return max(0.0, self.clock.now - held.heard_at - 10)
+
     def ours(self) -> list[MemorySession]:
         return [s for s in self.workspace.sessions.values() if s.code and not s.over]
 
@@ -227,9 +239,9 @@ class World:
                 raise
 
     def hold(self, kernel: Kernel, cluster: Fleet) -> Held:
-        watch = pool._Watch(cluster._visible, cluster.observe)
+        watch = pool._Watch(cluster.visible, cluster.observe)
         lease = Lease(self.registry, cluster.record.name, cluster.kernel)
-        held = kernel.held[cluster.record.name] = Held(cluster, Healer(cluster), lease, watch)
+        held = kernel.held[cluster.record.name] = Held(cluster, Supervisor(cluster, lease), watch, self.clock.now)
         return held
 
     def poll(self, held: Held) -> None:
@@ -289,32 +301,23 @@ class World:
     def follow_load(self, held: Held, n: int) -> None:
         """What Dask's adaptive scaling does in the kernel that steers."""
         cluster = held.fleet
-        if cluster.refresh() and held.lease.hold() and not self.lost(held) and held.healer.may_launch():
+        if held.steers and not self.lost(held) and held.supervisor.may_launch():
             cluster.update(lambda record: replace(record, adapt=(0, n)))
-            held.healer.launch(n)
+            held.supervisor.launch(n)
             cluster.update(lambda record: replace(record, adapt=None, requested=len(cluster.plan)))
 
     def steer(self, kernel: Kernel, name: str) -> None:
-        """One look of `SteeringCluster`, without Dask."""
+        """What a kernel does about a cluster every two seconds: it looks, has its supervisor act, and does the rest."""
         held = kernel.held[name]
-        cluster = held.fleet
-        if not cluster.refresh():
-            del kernel.held[name]
-            return
         self.poll(held)
-        if cluster.record.state in ("stopping", "starting", "lost") or not held.lease.hold():
-            return
-        if self.lost(held):
-            held.healer.end_lost()
-            return
-        observed = self.observed(held)
-        cluster.note_connected(observed)
-        cluster.adopt(observed)
-        cluster.finish_stopping()
-        if len(cluster.plan) > cluster.record.requested:
-            self.scale(held, cluster.record.requested)
-        else:
-            held.healer.heal()
+        todo = held.supervisor.round(Seen(self.observed(held), self.silent_s(held), self.clock.now))
+        held.steers = todo.steers
+        if todo.gone:
+            del kernel.held[name]
+            if todo.end:
+                held.fleet.end()
+        elif todo.shrink:
+            self.scale(held, held.fleet.record.requested)
 
     def down(self, kernel: Kernel, name: str) -> None:
         held = kernel.held.pop(name, None)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from html import escape
 
 from cml_dask_magics.display.html.looks import Dress
-from cml_dask_magics.display.words import clean, safe_url
+from cml_dask_magics.display.safe import clean, safe_url
+from cml_dask_magics.display.words import SIGNS
 
-# A sign for each state as well as a colour: colour alone says nothing to many readers, and to a printer.
-SIGNS = {
-    "running": ("good", "●"),
-    "starting": ("busy", "◐"),
-    "pending": ("off", "○"),
-    "stopping": ("warn", "◑"),
-    "degraded": ("warn", "▲"),
-    "failed": ("bad", "✖"),
-    "lost": ("bad", "✖"),
-    "ended": ("off", "■"),
+_INKS = {
+    "running": "good",
+    "starting": "busy",
+    "pending": "off",
+    "stopping": "warn",
+    "degraded": "warn",
+    "failed": "bad",
+    "lost": "bad",
+    "ended": "off",
 }
 
 
@@ -27,8 +27,7 @@ def text(words: str) -> str:
 
 def sign(state: str, dress: Dress) -> str:
     """The sign of a state; the word stands next to it."""
-    ink, character = SIGNS[state]
-    return f'<span aria-hidden="true"{dress(f"ink-{ink}")}>{character}</span>'
+    return f'<span aria-hidden="true"{dress(f"ink-{_INKS[state]}")}>{SIGNS[state]}</span>'
 
 
 def anchor(url: str, dress: Dress) -> str:

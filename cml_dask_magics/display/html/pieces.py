@@ -1,6 +1,6 @@
 """A cluster's snapshot as HTML: the pieces that the panel is made of, and a page of them that stands alone.
 
-Knows neither widgets nor clusters; how things look is in ``render_looks``.
+Knows neither widgets nor clusters; how things look is in ``looks``.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from operator import attrgetter
-from typing import Literal
 
 from cml_dask_magics.display.html.basics import anchor, sign, text
 from cml_dask_magics.display.html.graphs import bar, graph, memory_ink, width
 from cml_dask_magics.display.html.looks import Dress, inline
 from cml_dask_magics.display.html.table import table
 from cml_dask_magics.display.listing import Wanted, choose
-from cml_dask_magics.display.totals import Totals, totals
 from cml_dask_magics.display.words import (
     MAX_EVENTS,
+    Kind,
+    Totals,
     advice_words,
     count_words,
     estimate_words,
@@ -27,12 +27,11 @@ from cml_dask_magics.display.words import (
     format_percent,
     latest_events,
     plural,
+    totals,
     utc_now,
     workers_words,
 )
 from cml_dask_magics.model.status import ClusterStatus, Event
-
-Kind = Literal["ended", "failed"]
 
 _CPU = attrgetter("cpu_percent")
 _MEMORY = attrgetter("memory_bytes")
@@ -55,7 +54,7 @@ def to_html(status: ClusterStatus, now: datetime | None = None) -> str:
         links(status, inline),
         advice(status, sums, inline),
         (progress if status.state == "starting" else tiles)(status, sums, inline),
-        sessions(status, sums, now, inline),
+        sessions(status, now, inline),
         events(status.events, now, inline),
         # It may be looked at years later.
         f"<div{inline('faint')}>As it was at {_exact(now)}; %dask_status shows how it is.</div>",
@@ -68,9 +67,9 @@ def page(pieces: str) -> str:
     return f"<div{inline('box', 'padding:4px 8px')}>{pieces}</div>"
 
 
-def sessions(status: ClusterStatus, sums: Totals, now: datetime, dress: Dress) -> str:
+def sessions(status: ClusterStatus, now: datetime, dress: Dress) -> str:
     """The scheduler and the first workers, and how many more there are."""
-    chosen = choose(status.workers, Wanted(), sums.failed)
+    chosen = choose(status.workers, Wanted())
     more = chosen.found - len(chosen.rows)
     listed = table(status.scheduler, chosen.rows, now, dress)
     return f"{listed}<div{dress('faint')}>… and {more:,} more</div>" if more else listed
@@ -78,7 +77,7 @@ def sessions(status: ClusterStatus, sums: Totals, now: datetime, dress: Dress) -
 
 def last_seen(status: ClusterStatus, at: datetime, dress: Dress) -> str:
     """The sessions of a cluster that is no more, as they were last seen; empty if there were none."""
-    listed = sessions(status, totals(status), at, dress)
+    listed = sessions(status, at, dress)
     return f"<div{dress('seen')}>Its sessions as last seen, at {_exact(at)}:</div>{listed}" if listed else ""
 
 

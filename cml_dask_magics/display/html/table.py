@@ -1,6 +1,6 @@
 """The table of a cluster's sessions as HTML: a row for the scheduler and one for each worker that is listed.
 
-Which workers are listed, and in which order, is decided in ``render_rows``.
+Which workers are listed, and in which order, is decided in ``listing``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from cml_dask_magics.display.words import (
     format_bytes,
     format_memory,
     format_percent,
-    message_words,
     phase_words,
 )
 from cml_dask_magics.model.status import SessionStatus
 
 
 class Column(NamedTuple):
-    """A column: its key in ``render_rows.SORTS``, title, share of the width in per cent, and whether it has numbers."""
+    """A column: its key in ``listing.SORTS``, title, share of the width in per cent, and whether it has numbers."""
 
     key: str
     title: str
@@ -81,9 +80,6 @@ def _title(column: Column, dress: Dress, sort: str, descending: bool) -> str:
 
 def _row(session: SessionStatus, now: datetime, dress: Dress, scheduler: bool = False) -> str:
     note = f" <span{dress('label')}>scheduler</span>" if scheduler else ""
-    words = message_words(session)
-    # In a row of its own: in a cell it would squeeze the ids, which people copy.
-    message = f'<tr><td colspan="7"{dress("message")}>{text(words)}</td></tr>' if words else ""
     if scheduler:
         cells = '<td colspan="4"></td>'
     elif session.state != "running":
@@ -94,7 +90,7 @@ def _row(session: SessionStatus, now: datetime, dress: Dress, scheduler: bool = 
         f'<tr><th scope="row"{dress("cell")}>{_address(session.session, dress)}{note}</th>'
         f"<td{dress('cell')}>{_address(session.ip_address, dress)}</td>"
         f"<td{dress('cell')}>{sign(session.state, dress)}&nbsp;{text(phase_words(session, now))}</td>"
-        f"{cells}</tr>{message}"
+        f"{cells}</tr>"
     )
 
 

@@ -15,7 +15,7 @@ from cml_dask_magics.display.panel.panel import Panel
 from cml_dask_magics.display.panel.widgets import change, close
 
 
-class Several:
+class ClusterList:
     """One set of widgets, shown as often as wanted.
 
     Parameters

@@ -7,48 +7,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
+from cml_dask_magics.display.actions import PanelActions
 from cml_dask_magics.display.html.looks import classed
-from cml_dask_magics.display.panel.log_view import LogView
 from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, number, show
-from cml_dask_magics.display.words import clean, plural
+from cml_dask_magics.display.safe import clean
+from cml_dask_magics.display.words import plural
 from cml_dask_magics.model.status import ClusterStatus, SessionStatus
 
-
-@dataclass(frozen=True)
-class PanelActions:
-    """What the panel's controls do. Each may take as long as it needs, and may raise; one that is None has no control.
-
-    Parameters
-    ----------
-    scale : callable
-        ``scale(n)``: give the cluster ``n`` workers.
-    stop : callable
-        ``stop()``: end the cluster; returns a summary of one or a few sentences.
-    adapt : callable, optional
-        ``adapt(minimum, maximum)``: let Dask scale between the two.
-    keep : callable, optional
-        ``keep()``: start the idle countdown anew.
-    restart : callable, optional
-        ``restart(session)``: restart the worker in a session.
-    log : callable, optional
-        ``log(session)``: the last 200 lines that it printed.
-    max_workers : int
-        The largest number that the panel lets the user ask for.
-    """
-
-    scale: Callable[[int], object]
-    stop: Callable[[], str]
-    adapt: Callable[[int, int], object] | None = None
-    keep: Callable[[], object] | None = None
-    restart: Callable[[str], object] | None = None
-    log: Callable[[str], list[str]] | None = None
-    max_workers: int = 500
-
+if TYPE_CHECKING:
+    from cml_dask_magics.display.panel.log_view import LogView
 
 Start = Callable[[str, str, Callable[[], object]], None]
 """``start(doing, failure, action)``: show that a button was pressed, then act in a thread."""
@@ -60,6 +31,8 @@ class Steering:
     Parameters
     ----------
     actions : PanelActions
+    log : LogView or None
+        Where a session's log is shown.
     start : callable
         See ``Start``.
     stop : callable
@@ -73,6 +46,7 @@ class Steering:
     def __init__(
         self,
         actions: PanelActions,
+        log: LogView | None,
         start: Start,
         stop: Callable[[], None],
         redraw: Callable[[], None],
@@ -81,9 +55,8 @@ class Steering:
         self._actions, self._start, self._redraw, self._lock = actions, start, redraw, lock
         self._can_scale = self._can_stop = False
         self._scheduler = ""
-        most = actions.max_workers
-        self._count = number("Workers", 1, 1, most)
-        self._low, self._high = number("Adaptive from", 1, 0, most, "160px"), number("to", 1, 1, most, "90px")
+        self._count = number("Workers", 1, 1)
+        self._low, self._high = number("Adaptive from", 1, 0, "160px"), number("to", 1, 1, "90px")
         # What each number box was last brought to; another number in it is the user's.
         self._followed = {box: box.value for box in (self._count, self._low, self._high)}
         self._scale = button("Scale", "Give the cluster this many workers", self._on_scale)
@@ -104,7 +77,7 @@ class Steering:
         )
         self._restart = button("Restart worker", "Restart the Dask worker in this session", self._on_restart)
         self._show_log = button("Log", "Show what this session printed last", self._on_log)
-        self._log = LogView(actions.log, lock) if actions.log is not None else None
+        self._log = log
         self._more = ipywidgets.ToggleButton(
             description="More ▾",
             tooltip="Adaptive scaling, restart a worker, show a session's log",
@@ -114,14 +87,14 @@ class Steering:
         self._confirm = ipywidgets.HBox([self._question, self._yes, self._no], layout=WRAP)
         adapting = ipywidgets.HBox([self._low, self._high, self._adapt, self._adaptive], layout=WRAP)
         picking = ipywidgets.HBox([self._session, self._restart, self._show_log], layout=WRAP)
-        self._drawer = ipywidgets.VBox([adapting, picking, *([self._log.widget] if self._log is not None else [])])
+        self._drawer = ipywidgets.VBox([adapting, picking, *([log.widget] if log is not None else [])])
         self._drawer.add_class("cdm-more")
         self.widget = ipywidgets.VBox([self._buttons, self._confirm, self._drawer])
         show(adapting, actions.adapt is not None)
         show(self._restart, actions.restart is not None)
-        show(self._show_log, actions.log is not None)
-        show(picking, actions.restart is not None or actions.log is not None)
-        show(self._more, any(action is not None for action in (actions.adapt, actions.restart, actions.log)))
+        show(self._show_log, log is not None)
+        show(picking, actions.restart is not None or log is not None)
+        show(self._more, any(action is not None for action in (actions.adapt, actions.restart, log)))
         show(self._confirm, False)
         show(self._drawer, False)
         self._more.observe(self._on_more, "value")
@@ -145,6 +118,8 @@ class Steering:
         self._can_scale = idle and not stopping and state in ("running", "degraded")
         self._can_stop = not stopping and status is not None and state != "stopping"
         if status is not None:
+            for box in self._followed:
+                change(box, max=status.max_workers)
             self._follow(self._count, status.requested)
             if status.adapt is not None:
                 self._follow(self._low, status.adapt[0])

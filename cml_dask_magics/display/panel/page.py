@@ -1,84 +1,19 @@
-"""What the panel does on the page itself, without asking the kernel: it copies an address that is clicked, and keeps
-the focus where it was when a refresh replaces what had it.
-
-Knows neither widgets nor clusters.
-"""
+"""The panel's style sheet and script, from the files beside this one."""
 
 from __future__ import annotations
 
+from functools import cache
 from html import escape
+from pathlib import Path
 
 from cml_dask_magics.display.html.looks import stylesheet
 
-# One listener on the panel for all addresses: what it copies it reads from the page, so that no foreign text becomes a
-# script. Without a clipboard (a page that did not come over TLS) the older command copies the selection.
-_COPY = """
-const copied = text => {
-  const toast = panel.querySelector('.cdm-toast');
-  toast.textContent = 'Copied ' + text;
-  clearTimeout(toast.cdmTimer);
-  toast.cdmTimer = setTimeout(() => toast.textContent = '', 2000);
-};
-const copy = address => {
-  const text = address.textContent;
-  const byCommand = () => document.execCommand('copy') && copied(text);
-  getSelection().selectAllChildren(address);
-  navigator.clipboard ? navigator.clipboard.writeText(text).then(() => copied(text), byCommand) : byCommand();
-};
-panel.addEventListener('click', event => {
-  const address = event.target.closest('.cdm-copy');
-  address && copy(address);
-});
-"""
 
-# One listener for all panels, on the window: JupyterLab's shortcuts listen on the document, and Enter and letters mean
-# something else to them. With Ctrl (or Cmd, or Alt) they are meant: the notebook is saved from here, too.
-_KEYS = """
-window.cdmKeys || (window.cdmKeys = window.addEventListener('keydown', event => {
-  const ours = event.target.closest && event.target.closest('.cdm-panel .widget-html-content');
-  if (!ours || event.ctrlKey || event.metaKey || event.altKey) return;
-  event.stopPropagation();
-  const address = event.target.closest('.cdm-copy');
-  if (address && (event.key === 'Enter' || event.key === ' ')) {
-    event.preventDefault();
-    address.click();
-  }
-}, true) || true);
-"""
-
-# A browser takes the focus from an element that goes. The observer runs before the next key can be pressed. What loses
-# the focus and is still on the page lost it to somebody.
-_FOCUS = """
-const words = element => element.getAttribute('aria-label') || element.textContent;
-let focused = null;
-panel.addEventListener('focusin', event => {
-  focused = event.target.closest('.widget-html-content') && event.target;
-});
-panel.addEventListener('focusout', event => setTimeout(() => {
-  const left = event.target.isConnected && document.activeElement !== event.target;
-  if (left && focused === event.target) focused = null;
-}));
-new MutationObserver(() => {
-  if (!focused || focused.isConnected) return;
-  const candidates = [...panel.querySelectorAll('.widget-html-content :is(a, [tabindex])')];
-  const same = candidates.find(candidate => words(candidate) === words(focused));
-  focused = null;
-  same && same.focus({preventScroll: true});
-}).observe(panel, {childList: true, subtree: true});
-"""
-
-# Browsers run no script that comes in a widget's HTML, but they do tell an element that its animation began: that is
-# once it is on the page, and again whenever it is put there anew.
-_ONCE = f"""
-const panel = this.closest('.cdm-panel');
-if (panel && !panel.cdmReady) {{
-  panel.cdmReady = true;
-  {_COPY}{_KEYS}{_FOCUS}
-}}
-"""
-
-
+@cache
 def page_piece() -> str:
     """The style sheet, the script, and the place where "copied" shows: once in each panel, and never sent again."""
-    ready = f'<span class="cdm-ready" onanimationstart="{escape(" ".join(_ONCE.split()))}"></span>'
-    return f'{stylesheet()}{ready}<span class="cdm-toast" role="status"></span>'
+    css, script = (Path(__file__).with_name(name).read_text("utf-8") for name in ("panel.css", "panel.js"))
+    # Browsers run no script that comes in a widget's HTML, but they do tell an element that its animation began: that
+    # is once it is on the page, and again whenever it is put there anew.
+    ready = f'<span class="cdm-ready" onanimationstart="{escape(script)}"></span>'
+    return f'{stylesheet()}<style>{css}</style>{ready}<span class="cdm-toast" role="status"></span>'

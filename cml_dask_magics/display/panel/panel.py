@@ -12,21 +12,20 @@ from typing import Any
 
 import ipywidgets
 
+from cml_dask_magics.display.actions import PanelActions
 from cml_dask_magics.display.html import pieces
 from cml_dask_magics.display.html.looks import Dress, classed, inline
-from cml_dask_magics.display.html.pieces import Kind
 from cml_dask_magics.display.listing import PAGE_ROWS
-from cml_dask_magics.display.panel.controls import PanelActions, Steering
+from cml_dask_magics.display.panel.controls import Steering
+from cml_dask_magics.display.panel.log_view import LogView
 from cml_dask_magics.display.panel.output import style_of
 from cml_dask_magics.display.panel.page import page_piece
 from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, close, show
 from cml_dask_magics.display.panel.worker_table import WorkerTable
+from cml_dask_magics.display.safe import clean
 from cml_dask_magics.display.text import ended_line, status_line, to_text
-from cml_dask_magics.display.totals import Tally
-from cml_dask_magics.display.words import MAX_EVENTS, MORE_EVENTS, clean, utc_now
+from cml_dask_magics.display.words import MAX_EVENTS, MORE_EVENTS, Kind, totals, utc_now
 from cml_dask_magics.model.status import ClusterStatus, SessionStatus
-
-__all__ = ["Panel", "PanelActions"]
 
 _BUSY = "The notebook is busy: a button pressed now works when the cell is done."
 
@@ -46,7 +45,6 @@ class Panel:
         self._actions = actions
         self._name = name
         self._lock = threading.RLock()
-        self._tally = Tally()
         self._status: ClusterStatus | None = None
         # The last that was seen of it while it was up, and when: what a summary lists.
         self._up: tuple[ClusterStatus, datetime] | None = None
@@ -64,7 +62,8 @@ class Panel:
         )
         self._keep = button("Keep", "Start the idle countdown anew", self._on_keep, look="cdm-small")
         self._more = button("More events", "Show more events, or fewer", self._on_more, look="cdm-link")
-        self._steering = Steering(actions, self._start, self._stop, self._redraw, self._lock)
+        log = LogView(actions.log, self._lock) if actions.log is not None else None
+        self._steering = Steering(actions, log, self._start, self._stop, self._redraw, self._lock)
         self._table = WorkerTable(self._redraw)
         self._root = ipywidgets.VBox(
             [
@@ -203,14 +202,14 @@ class Panel:
         if status is None:
             change(self._head, value=boxed(pieces.preparing(self._name, classed)))
         else:
-            sums = self._tally.of(status, now)
+            sums = totals(status)
             gauges = pieces.progress if status.state == "starting" else pieces.tiles
             change(self._head, value=boxed(pieces.head(status, sums, classed)))
             change(self._facts, value=boxed(pieces.facts(status, now, classed)))
             change(self._links, value=boxed(pieces.links(status, classed)))
             shown = pieces.advice(status, sums, classed) + gauges(status, sums, classed)
             change(self._gauges, value=boxed(shown))
-            rows = self._table.draw(status, sums, now).rows
+            rows = self._table.draw(status, now).rows
             limit = MORE_EVENTS if self._all_events else MAX_EVENTS
             change(self._events, value=boxed(pieces.events(status.events, now, classed, limit)))
         counting = status is not None and status.state in ("running", "degraded") and status.idle_s is not None

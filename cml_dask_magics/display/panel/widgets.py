@@ -30,12 +30,11 @@ def button(description: str, tooltip: str, pressed: Callable[[Any], None], style
     return made
 
 
-def number(description: str, value: int, low: int, high: int, width: str = "130px") -> Any:
+def number(description: str, value: int, low: int, width: str = "130px") -> Any:
     """A box for a number of workers."""
     return ipywidgets.BoundedIntText(
         value=value,
         min=low,
-        max=high,
         description=description,
         # Told with every key, or a refresh would take a number away that is not finished yet.
         continuous_update=True,

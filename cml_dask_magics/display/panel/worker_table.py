@@ -1,6 +1,6 @@
 """The panel's table of workers: titles that sort, a filter, pages; all of it is kept from one refresh to the next.
 
-Knows no actions: what is done with a worker stands in ``panel_steering``.
+Knows no actions: what is done with a worker stands in ``controls``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import ipywidgets
 
 from cml_dask_magics.display.html.looks import classed
 from cml_dask_magics.display.html.table import COLUMNS, Column, table
-from cml_dask_magics.display.listing import PAGE_ROWS, Chooser, Chosen, Wanted
+from cml_dask_magics.display.listing import PAGE_ROWS, Chosen, Wanted, choose
 from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, show
-from cml_dask_magics.display.totals import Totals
 from cml_dask_magics.model.status import ClusterStatus
 
 _FILTER_FROM = 8
@@ -37,7 +36,6 @@ class WorkerTable:
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._wanted = Wanted()
-        self._chooser = Chooser()
         self._text = ipywidgets.Text(
             placeholder="Filter: id, address or state",
             continuous_update=True,
@@ -68,10 +66,10 @@ class WorkerTable:
         self._text.observe(self._filter, "value")
         self._state.observe(self._filter, "value")
 
-    def draw(self, status: ClusterStatus, sums: Totals, now: datetime) -> Chosen:
+    def draw(self, status: ClusterStatus, now: datetime) -> Chosen:
         """Show a snapshot's workers, and tell which ones."""
         wanted = self._wanted
-        chosen = self._chooser.choose(status.workers, wanted, sums.states, now)
+        chosen = choose(status.workers, wanted)
         # Where there are fewer pages than there were, the reader stays on what is now the last.
         self._wanted = replace(wanted, page=chosen.page)
         narrowed = bool(wanted.text.strip() or wanted.state)

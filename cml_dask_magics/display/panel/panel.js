@@ -1,0 +1,59 @@
+// What the panel does on the page itself, without asking the kernel: it copies an address that is clicked, and keeps
+// the focus where it was when a refresh replaces what had it. Runs as an event handler inside the panel, each time that
+// the panel is put on the page.
+
+const panel = this.closest('.cdm-panel');
+if (panel && !panel.cdmReady) {
+  panel.cdmReady = true;
+
+  // One listener on the panel for all addresses: what it copies it reads from the page, so that no foreign text becomes
+  // a script. Without a clipboard (a page that did not come over TLS) the older command copies the selection.
+  const copied = text => {
+    const toast = panel.querySelector('.cdm-toast');
+    toast.textContent = 'Copied ' + text;
+    clearTimeout(toast.cdmTimer);
+    toast.cdmTimer = setTimeout(() => toast.textContent = '', 2000);
+  };
+  const copy = address => {
+    const text = address.textContent;
+    const byCommand = () => document.execCommand('copy') && copied(text);
+    getSelection().selectAllChildren(address);
+    navigator.clipboard ? navigator.clipboard.writeText(text).then(() => copied(text), byCommand) : byCommand();
+  };
+  panel.addEventListener('click', event => {
+    const address = event.target.closest('.cdm-copy');
+    address && copy(address);
+  });
+
+  // One listener for all panels, on the window: JupyterLab's shortcuts listen on the document, and Enter and letters
+  // mean something else to them. With Ctrl (or Cmd, or Alt) they are meant: the notebook is saved from here, too.
+  window.cdmKeys || (window.cdmKeys = window.addEventListener('keydown', event => {
+    const ours = event.target.closest && event.target.closest('.cdm-panel .widget-html-content');
+    if (!ours || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.stopPropagation();
+    const address = event.target.closest('.cdm-copy');
+    if (address && (event.key === 'Enter' || event.key === ' ')) {
+      event.preventDefault();
+      address.click();
+    }
+  }, true) || true);
+
+  // A browser takes the focus from an element that goes. The observer runs before the next key can be pressed. What
+  // loses the focus and is still on the page lost it to somebody.
+  const words = element => element.getAttribute('aria-label') || element.textContent;
+  let focused = null;
+  panel.addEventListener('focusin', event => {
+    focused = event.target.closest('.widget-html-content') && event.target;
+  });
+  panel.addEventListener('focusout', event => setTimeout(() => {
+    const left = event.target.isConnected && document.activeElement !== event.target;
+    if (left && focused === event.target) focused = null;
+  }));
+  new MutationObserver(() => {
+    if (!focused || focused.isConnected) return;
+    const candidates = [...panel.querySelectorAll('.widget-html-content :is(a, [tabindex])')];
+    const same = candidates.find(candidate => words(candidate) === words(focused));
+    focused = null;
+    same && same.focus({preventScroll: true});
+  }).observe(panel, {childList: true, subtree: true});
+}

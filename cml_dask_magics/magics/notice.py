@@ -1,0 +1,63 @@
+"""The line that ``%load_ext`` prints about clusters that are still running. Imports no Dask."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from cml_dask_magics.model.settings import PRIVATE_FOLDER, state_directory
+
+_TIMEOUT_S = 0.3
+
+
+def notice() -> str:
+    """One line about clusters on record that this kernel does not hold; empty if there are none."""
+    try:
+        directory = state_directory()
+        if not any((root / "clusters").is_dir() for root in (directory / PRIVATE_FOLDER, directory)):
+            return ""
+        # Only now: most kernels have no clusters, and `%load_ext` must be quick.
+        from cml_dask_magics.registry.liveness import liveness
+        from cml_dask_magics.registry.registry import Registry
+
+        registry = Registry(directory)
+        running: list[str] = []
+        silent: list[str] = []
+        for name in registry.names():
+            if _is_held(directory, name):
+                continue
+            try:
+                record = registry.read(name)
+            except RuntimeError:  # using it says why
+                silent.append(name)
+                continue
+            if record is not None:
+                answers = liveness(record, registry.run_folder(record), _TIMEOUT_S) != "silent"
+                (running if answers else silent).append(name)
+    except (RuntimeError, ValueError, OSError) as error:
+        return f"cml-dask-magics cannot tell whether clusters of yours are still running: {error}"
+    parts = []
+    if running:
+        first = running[0]
+        parts.append(
+            f"still running: {', '.join(running)} (%dask_up --name {first} re-attaches, %dask_down {first} stops)"
+        )
+    if silent:
+        parts.append(f"on record, but not answering: {', '.join(silent)} (%dask_down {silent[0]} clears what is left)")
+    return f"Dask clusters {'; '.join(parts)}" if parts else ""
+
+
+def cluster_names() -> list[str]:
+    """Names of the clusters on record, for completion; none where they cannot be read."""
+    from cml_dask_magics.registry.registry import Registry
+
+    try:
+        return Registry(state_directory()).names()
+    except (RuntimeError, ValueError, OSError):
+        return []
+
+
+def _is_held(directory: Path, name: str) -> bool:
+    # A kernel that has not imported the module, and Dask with it, holds no cluster.
+    module = sys.modules.get("cml_dask_magics.magics.kernel_clusters")
+    return module is not None and bool(module.kernel_clusters.is_held(directory, name))
