@@ -8,27 +8,54 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support.faulty import HURRY, STATE, Faulty
+from support.faulty import Faulty
 from workspace import Workspace
 
 
 @pytest.fixture
-def notebook(workspace: Workspace) -> Iterator[Faulty]:
-    """A notebook with the extension loaded, and beside it sessions of the same person and of another one."""
-    session, other = workspace.open_session(), workspace.open_session()
-    bystanders = [workspace.launch_foreign(session), workspace.launch_foreign(other)]
-    # Two levels, as by default: the folder must be made.
-    state = workspace.home / f"of-{session.id}" / "state"
-    notebook = Faulty(workspace, session, session.kernel(env={STATE: str(state)}), bystanders[0], state, bystanders)
-    notebook.run("%load_ext cml_dask_magics")
-    notebook.run(HURRY)
+def fresh_notebook(workspace: Workspace) -> Iterator[Faulty]:
+    """A notebook whose kernel no other test has, for tests that do things to it."""
+    notebook = Faulty.open(workspace)
     yield notebook
     try:
         notebook.check()
-        assert other.truth.alive
     finally:
         notebook.clean()
-        other.close()
+        notebook.close()
+
+
+@pytest.fixture(scope="module")
+def desk(workspace: Workspace) -> Iterator[list[Faulty]]:
+    """Where the tests of a module leave their notebook for the next one."""
+    left: list[Faulty] = []
+    yield left
+    for notebook in left:
+        notebook.close()
+
+
+@pytest.fixture
+def shared_notebook(workspace: Workspace, desk: list[Faulty]) -> Iterator[Faulty]:
+    """A notebook that other tests had before, and left as they found it; a new one if they did not."""
+    notebook = desk.pop() if desk else Faulty.open(workspace)
+    notebook.forget()
+    kernel = notebook.kernel
+    yield notebook
+    as_found = False
+    try:
+        notebook.check()
+        as_found = notebook.kernel is kernel and kernel.alive
+    finally:
+        notebook.clean()
+        if as_found:
+            desk.append(notebook)
+        else:
+            notebook.close()
+
+
+@pytest.fixture
+def notebook(fresh_notebook: Faulty) -> Faulty:
+    """The notebook of a test; modules whose tests leave the kernel alone share one."""
+    return fresh_notebook
 
 
 @pytest.fixture

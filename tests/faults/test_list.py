@@ -9,6 +9,12 @@ from support.state_folder import private
 pytestmark = pytest.mark.workspace
 
 
+@pytest.fixture
+def notebook(shared_notebook: Faulty) -> Faulty:
+    """These tests leave the kernel alone."""
+    return shared_notebook
+
+
 def await_listings(notebook: Faulty, n: int) -> None:
     """Wait until the kernel has looked at `n` more listings."""
     before = len(notebook.calls("list"))
@@ -43,6 +49,7 @@ def test_exception_for_30_s(notebook: Faulty) -> None:
     live_through(notebook, "list_reset")
 
 
+@pytest.mark.long
 def test_html(notebook: Faulty) -> None:
     """The same."""
     live_through(notebook, "list_html")

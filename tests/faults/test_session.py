@@ -10,6 +10,12 @@ from support.faulty import Faulty
 pytestmark = pytest.mark.workspace
 
 
+@pytest.fixture
+def notebook(shared_notebook: Faulty) -> Faulty:
+    """These tests leave the kernel alone."""
+    return shared_notebook
+
+
 def test_dies_before_running(notebook: Faulty) -> None:
     """An error that names it; nothing runs."""
     notebook.workspace.fault("session_fails_before_running", code='session.py" worker', times=1, status="timedout")
@@ -51,6 +57,7 @@ def test_killed_for_memory_in_the_middle_of_a_computation(notebook: Faulty) -> N
     notebook.run("%dask_down")
 
 
+@pytest.mark.long
 def test_what_takes_its_place_dies_before_dask_again_and_again(notebook: Faulty) -> None:
     """After three in a row no more are launched; the status says why, and `%dask_up` tries again."""
     notebook.run("%dask_up 1")
@@ -76,6 +83,7 @@ def test_scheduler_dies_while_starting(notebook: Faulty) -> None:
     assert f"session {scheduler} (scheduler) ended (failed) before it was of use" in run.error.evalue
 
 
+@pytest.mark.long
 def test_scheduler_dies_while_computing(notebook: Faulty) -> None:
     """The cluster is shown as lost, its workers' sessions end; the next `%dask_up` starts it anew, as it was."""
     notebook.run("%dask_up 1 --cpu 3")
@@ -89,6 +97,7 @@ def test_scheduler_dies_while_computing(notebook: Faulty) -> None:
     notebook.run("%dask_down")
 
 
+@pytest.mark.long
 def test_all_workers_die(notebook: Faulty) -> None:
     """New ones take their place, and the computation finishes."""
     notebook.run("%dask_up 2")
@@ -107,8 +116,10 @@ def test_all_workers_die(notebook: Faulty) -> None:
 # is sent again after 0.2 s, then after twice as long each time: at 6 s here, at 25 s there.)
 
 
-def test_cut_off_from_the_scheduler_for_20_s(hasty_network: None, notebook: Faulty) -> None:
+@pytest.mark.long
+def test_cut_off_from_the_scheduler_for_20_s(hasty_network: None, fresh_notebook: Faulty) -> None:
     """Nothing but the delay: the same worker works on, in the same session."""
+    notebook = fresh_notebook
     if notebook.workspace.isolation != "namespaces":
         pytest.skip("a network can be cut only where namespaces can be made")
     notebook.run("%dask_up 2")
@@ -124,8 +135,10 @@ def test_cut_off_from_the_scheduler_for_20_s(hasty_network: None, notebook: Faul
     notebook.run("%dask_down")
 
 
-def test_cut_off_from_the_scheduler_for_good(hasty_network: None, notebook: Faulty) -> None:
+@pytest.mark.long
+def test_cut_off_from_the_scheduler_for_good(hasty_network: None, fresh_notebook: Faulty) -> None:
     """The computation finishes on the others; the status says that the worker left, and another takes its place."""
+    notebook = fresh_notebook
     if notebook.workspace.isolation != "namespaces":
         pytest.skip("a network can be cut only where namespaces can be made")
     notebook.run("%dask_up 2")

@@ -117,6 +117,7 @@ def record_of(notebook: Faulty, name: str = "default") -> Path:
     return private(notebook.state) / "clusters" / name / "record.json"
 
 
+@pytest.mark.long
 @pytest.mark.workspace
 def test_a_record_truncated_beside_a_cluster_that_works(notebook: Faulty) -> None:
     """After a restart both clusters are named, and work on with the sessions that they had."""
@@ -149,6 +150,7 @@ def test_a_record_deleted_while_running(notebook: Faulty) -> None:
     assert "Stopped cluster 'default': 3 sessions" in notebook.run("%dask_down")
 
 
+@pytest.mark.long
 @pytest.mark.workspace
 @pytest.mark.parametrize("then", ["%dask_down", "%dask_up"])
 def test_a_record_deleted_and_the_kernel_killed(notebook: Faulty, then: str) -> None:
@@ -175,6 +177,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 ROOM_AGAIN = "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))"
 
 
+@pytest.mark.long
 @pytest.mark.workspace
 def test_full_disk_before_a_start(notebook: Faulty) -> None:
     """An error that names the folder; nothing is launched."""
@@ -222,6 +225,7 @@ def test_read_only_before_a_start(notebook: Faulty) -> None:
     assert str(notebook.state) in said and "\n" not in said and not notebook.launched()
 
 
+@pytest.mark.long
 @pytest.mark.workspace
 def test_read_only_while_running(notebook: Faulty) -> None:
     """The cluster works, is shown and is stopped; an error says that its record could not be removed."""
@@ -236,6 +240,7 @@ def test_read_only_while_running(notebook: Faulty) -> None:
     notebook.run("%dask_down")
 
 
+@pytest.mark.long
 @pytest.mark.workspace
 def test_a_file_that_goes_on_missing(notebook: Faulty) -> None:
     """Nothing: what a kernel asked for too early is removed all the same when its cluster ends."""

@@ -8,6 +8,12 @@ from support.faulty import Faulty
 pytestmark = pytest.mark.workspace
 
 
+@pytest.fixture
+def notebook(shared_notebook: Faulty) -> Faulty:
+    """These tests leave the kernel alone."""
+    return shared_notebook
+
+
 def stop_in_vain(notebook: Faulty, fault: str, words: str) -> None:
     """One of three sessions cannot be stopped: it is named with the reason, kept on record, and can be stopped later.
 
@@ -25,6 +31,7 @@ def stop_in_vain(notebook: Faulty, fault: str, words: str) -> None:
     assert "Stopped cluster 'default'" in notebook.run("%dask_down")
 
 
+@pytest.mark.long
 def test_500(notebook: Faulty) -> None:
     """An error that names the session and the answer; it stays on record, and `%dask_down` can be run again."""
     stop_in_vain(notebook, "stop_error", "HTTP 500")
@@ -35,6 +42,7 @@ def test_204_but_lives_on(notebook: Faulty) -> None:
     stop_in_vain(notebook, "stop_ignored", "the platform took the stop, but still shows it as running")
 
 
+@pytest.mark.long
 def test_exception(notebook: Faulty) -> None:
     """The same, with what broke."""
     stop_in_vain(notebook, "stop_reset", "stop_workers failed: RemoteDisconnected")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import subprocess
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workspace import Kernel, Limits, Session, SessionTruth
+from workspace import Kernel, Limits, Session, SessionTruth, Workspace
 
 from support.notebook import Notebook
 from support.state_folder import private
@@ -34,6 +35,8 @@ orphans._SUSPECT_WAIT_S = 2.0
 lease.BEAT_S, lease.EXPIRES_S = 1.0, 5.0
 pool._STOP_AGAIN_S = pool._POLL_QUIET_S = cluster_module.STEER_S = 0.5
 """
+# Where what is waited for does come, however slow the machine is.
+PATIENT = "fleet.Fleet.end.__defaults__, fleet._SUSPECT_WAIT_S = (60.0,), 60.0"
 SLEEPER = """
 import time
 def slowly(i):
@@ -48,8 +51,30 @@ class Faulty(Notebook):
     """A notebook whose platform has faults, with a state folder of its own, and whom it must not harm."""
 
     state: Path
+    other: Session
     others: list[str] = field(default_factory=list)
     set_aside: int = 0
+    # What was before this test, if another one had this notebook before.
+    former: frozenset[str] = frozenset()
+    since: float = 0.0
+
+    @classmethod
+    def open(cls, workspace: Workspace) -> Faulty:
+        """A notebook with the extension loaded, and beside it sessions of the same person and of another one."""
+        session, other = workspace.open_session(), workspace.open_session()
+        bystanders = [workspace.launch_foreign(session), workspace.launch_foreign(other)]
+        # Two levels, as by default: the folder must be made.
+        state = workspace.home / f"of-{session.id}" / "state"
+        kernel = session.kernel(env={STATE: str(state)})
+        notebook = cls(workspace, session, kernel, bystanders[0], state, other, bystanders)
+        notebook.run("%load_ext cml_dask_magics")
+        notebook.run(HURRY)
+        return notebook
+
+    def forget(self) -> None:
+        """Let the next test find nothing of those before it."""
+        self.former |= {session.id for session in self.launched()}
+        self.since = time.time()
 
     def check(self) -> None:
         """The three checks."""
@@ -66,13 +91,17 @@ class Faulty(Notebook):
         secrets = [path.relative_to(state) for path in state.rglob("*") if path.name in SECRETS]
         aside = [path.name for path in state.glob("broken/*")]
         assert not records and not secrets and len(aside) == self.set_aside, (records, secrets, aside)
+        assert self.other.truth.alive
 
     def launched(self, role: str = "") -> list[SessionTruth]:
         """Every session that was launched from here for a cluster, or those with a scheduler, or a worker."""
         return [
             one
             for one in self.workspace.sessions()
-            if one.launched_by == self.session.id and not one.foreign and f'session.py" {role}' in one.code
+            if one.launched_by == self.session.id
+            and not one.foreign
+            and one.id not in self.former
+            and f'session.py" {role}' in one.code
         ]
 
     def living(self, role: str = "") -> list[str]:
@@ -85,12 +114,7 @@ class Faulty(Notebook):
 
     def calls(self, call: str) -> list[Any]:
         """The requests of this notebook's session."""
-        return [one for one in self.workspace.calls(call) if one.caller == self.session.id]
-
-    def status(self, name: str = "") -> dict[str, Any]:
-        """What ``%dask_status --json`` says of the one cluster."""
-        (cluster,) = json.loads(self.run(f"%dask_status {name} --json"))["clusters"]
-        return dict(cluster)
+        return [one for one in self.workspace.calls(call) if one.caller == self.session.id and one.at >= self.since]
 
     def tells(self, *words: str) -> bool:
         """Whether an event of the cluster holds all these words."""
@@ -120,6 +144,13 @@ class Faulty(Notebook):
         """Let the workers have `n` tasks of 0.3 s."""
         self.run(SLEEPER.format(n=n))
 
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """Ending a cluster waits for sessions to print something as long as on the platform, and longer."""
+        self.run(PATIENT)
+        yield
+        self.run(HURRY)
+
     def finish_computing(self, n: int = 12) -> None:
         """The computation must come to its right end."""
         total = self.run("from distributed import wait\n_ = wait(work, timeout=100)\nprint(sum(client.gather(work)))")
@@ -139,10 +170,14 @@ class Faulty(Notebook):
         return said
 
     def clean(self) -> None:
-        """Leave nothing to the next test, even where this one failed."""
+        """Have the platform as it should be."""
         self.workspace.clear_faults()
         self.workspace.configure(**USUAL)
+
+    def close(self) -> None:
+        """End the sessions, and what was launched from them."""
         self.session.close()
+        self.other.close()
 
 
 def shell(session: Session, *argv: str) -> subprocess.CompletedProcess[str]:

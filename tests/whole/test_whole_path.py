@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
 
 import pytest
 from support.notebook import Notebook
 from workspace import Limits, Workspace
 
 pytestmark = [pytest.mark.dask, pytest.mark.workspace]
-
-FETCH = "import urllib.request; print(urllib.request.urlopen('http://{}:{}/status', timeout=5).status)"
-
-
-def status(notebook: Notebook, name: str = "") -> dict[str, Any]:
-    clusters = json.loads(notebook.run(f"%dask_status {name} --json"))["clusters"]
-    assert len(clusters) == 1
-    return dict(clusters[0])
 
 
 def launched(notebook: Notebook) -> int:
@@ -30,48 +21,18 @@ def test_three_lines_give_workers_on_sessions_and_take_them_back(notebook: Noteb
     assert notebook.run("print(client.submit(sum, range(10)).result())").strip() == "45"
     hosts = eval(notebook.run("import socket; print(set(client.run(socket.gethostname).values()))"))
     if notebook.workspace.isolation == "namespaces":
-        assert hosts == {worker["session"] for worker in status(notebook)["workers"]}
+        assert hosts == {worker["session"] for worker in notebook.status()["workers"]}
     assert len(notebook.workspace.alive()) == 4
     assert "Stopped cluster 'default': 4 sessions" in notebook.run("%dask_down")
     assert not notebook.workspace.alive()
     assert "no cluster" in notebook.run("%dask_down").lower()
 
 
-def test_status_shows_the_address_of_every_workers_session(notebook: Notebook) -> None:
-    notebook.run("%dask_up 2")
-    shown = status(notebook)
-    truth = {session.id: session.address for session in notebook.workspace.sessions()}
-    for session in [shown["scheduler"], *shown["workers"]]:
-        assert session["ip_address"] == truth[session["session"]]
-        assert session["address"].startswith(f"tls://{truth[session['session']]}:")
-        assert session["state"] == "running"
-    assert shown["scheduler"]["address"].endswith(":8786")
-    text = notebook.run("%dask_status --text")
-    assert all(worker["ip_address"] in text for worker in shown["workers"])
-
-
-def test_the_dashboard_answers_in_the_schedulers_session_and_nowhere_else(notebook: Notebook) -> None:
-    notebook.run("%dask_up 1")
-    shown = status(notebook)
-    scheduler, address = shown["scheduler"]["session"], shown["scheduler"]["ip_address"]
-    inside = notebook.workspace.exec_in(scheduler, ["python3", "-c", FETCH.format("127.0.0.1", 8090)])
-    assert inside.stdout.strip() == "200", inside.stderr
-    if notebook.workspace.isolation == "namespaces":
-        outside = notebook.session.python(FETCH.format(address, 8090))
-        assert outside.returncode != 0 and "refused" in outside.stderr
-        worker = shown["workers"][0]
-        listening = "import psutil; print({c.laddr.ip for c in psutil.net_connections() if c.status == 'LISTEN'})"
-        addresses = eval(notebook.workspace.exec_in(worker["session"], ["python3", "-c", listening]).stdout)
-        assert addresses <= {worker["ip_address"], "127.0.0.1"}
-    assert shown["dashboard_link"] == f"https://{scheduler}.ml-sim.example.site/status"
-    assert notebook.run("print(cluster.dashboard_link)").strip() == shown["dashboard_link"]
-
-
 def test_a_link_is_right_without_the_slash_that_app_url_usually_ends_in(notebook: Notebook) -> None:
     notebook.workspace.configure(app_url_slash=False)
     try:
         notebook.run("%dask_up 1")
-        assert status(notebook)["dashboard_link"].endswith(".example.site/status")
+        assert notebook.status()["dashboard_link"].endswith(".example.site/status")
     finally:
         notebook.workspace.configure(app_url_slash=True)
 
@@ -100,12 +61,12 @@ def test_scaling_adds_sessions_and_takes_away_only_workers_whose_data_was_moved(
     notebook.run("%dask_up 1")
     assert len(notebook.workspace.alive()) == 2
     assert notebook.run("print(sum(client.gather(futures)))").strip() == str(sum(range(200)))
-    assert status(notebook)["requested"] == 1
+    assert notebook.status()["requested"] == 1
 
 
 def test_adaptive_scaling_follows_the_load(notebook: Notebook) -> None:
     notebook.run("%dask_up --adapt 1:3")
-    assert status(notebook)["adapt"] == [1, 3]
+    assert notebook.status()["adapt"] == [1, 3]
     notebook.run("import time\nwork = client.map(lambda i: time.sleep(1.5), range(60), pure=False)")
     notebook.workspace.wait_until(lambda: len(notebook.workspace.alive()) == 4, timeout=60)
     notebook.run("client.cancel(work); del work")
@@ -122,14 +83,15 @@ def test_a_missing_interpreter_is_shown_by_what_the_session_printed(notebook: No
 def test_workers_that_come_late_are_a_warning_and_not_the_end(notebook: Notebook) -> None:
     notebook.workspace.configure(capacity=Limits(sessions=4))  # the bystander, the scheduler, two workers
     try:
-        run = notebook.kernel.run("%dask_up 3 --timeout 20s", timeout=90)
+        with notebook.running_out_of_time(ready=2):
+            run = notebook.kernel.run("%dask_up 3 --timeout 100s", timeout=120)
         assert run.error is None, run.error
         assert "2 of 3 workers" in run.stderr
-        shown = status(notebook)
+        shown = notebook.status()
         assert shown["state"] == "degraded"
         assert sorted(worker["state"] for worker in shown["workers"]) == ["pending", "running", "running"]
         notebook.workspace.configure(capacity=Limits())
-        notebook.workspace.wait_until(lambda: status(notebook)["state"] == "running", timeout=30)
+        notebook.workspace.wait_until(lambda: notebook.status()["state"] == "running", timeout=30)
     finally:
         notebook.workspace.configure(capacity=Limits())
 
@@ -152,25 +114,10 @@ def test_background_returns_at_once_and_the_client_comes_later(notebook: Noteboo
         notebook.workspace.configure(start_delay_s=0.5)
 
 
-def test_strangers_on_the_network_cannot_talk_to_the_scheduler(notebook: Notebook) -> None:
-    notebook.run("%dask_up 1")
-    address = status(notebook)["scheduler"]["address"].removeprefix("tls://")
-    stranger = f"from distributed import Client; print(Client({address!r}, timeout=3).run(len, 'x'))"
-    assert notebook.session.python(stranger).returncode != 0
-
-
 def test_plain_tcp_where_it_is_asked_for(notebook: Notebook) -> None:
     notebook.run("%dask_up 1 --no-tls")
-    assert status(notebook)["scheduler"]["address"].startswith("tcp://")
+    assert notebook.status()["scheduler"]["address"].startswith("tcp://")
     assert notebook.run("print(client.submit(sum, range(10)).result())").strip() == "45"
-
-
-def test_the_users_environment_reaches_the_workers_and_no_command_line(notebook: Notebook) -> None:
-    notebook.run("%dask_up 1 --env 'SECRET=s3 {cret} $HOME'")
-    assert notebook.run("import os\nprint(*client.run(os.getenv, 'SECRET').values())").strip() == "s3 {cret} $HOME"
-    for session in notebook.workspace.alive():
-        assert not any("s3 {cret}" in " ".join(argv) for argv in notebook.workspace.processes(session).values())
-    assert "cret}" not in notebook.run("%dask_status --json") + notebook.run("%dask_status --logs")
 
 
 def test_a_state_folder_with_any_name_works(notebook: Notebook) -> None:
@@ -178,15 +125,6 @@ def test_a_state_folder_with_any_name_works(notebook: Notebook) -> None:
     notebook.new_kernel(DASK_CML_DASK_MAGICS__STATE_DIRECTORY=folder)
     notebook.run("%dask_up 1\nprint(client.submit(sum, range(10)).result())")
     notebook.run("%dask_down")
-
-
-def test_logs_show_what_every_session_printed(notebook: Notebook) -> None:
-    notebook.run("%dask_up 1")
-    shown = status(notebook)
-    logs = notebook.run("%dask_status --logs")
-    assert all(session in logs for session in (shown["scheduler"]["session"], shown["workers"][0]["session"]))
-    one = notebook.run(f"%dask_status --logs {shown['workers'][0]['session']}")
-    assert "Registered to" in one and "Scheduler at" not in one
 
 
 def test_without_the_workers_api_a_session_says_so_and_launches_nothing() -> None:

@@ -19,7 +19,8 @@ from workspace.control import ControlError
 from workspace.network import namespaces
 from workspace.processes import lives
 
-pytestmark = pytest.mark.workspace
+# What they look at changes seldom; whoever changes it runs them by name.
+pytestmark = [pytest.mark.long, pytest.mark.workspace]
 SLEEP = "!sleep 600"
 
 
