@@ -410,8 +410,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     def _connected(self) -> dict[str, WorkerFigures]:
         """The workers by address: as the feed told last, and those that only Dask's stream has told of yet."""
-        figures = self._scheduler.figures
-        workers = self.scheduler_info["workers"].items()
+        # Copies: a cell that shows the cluster asks beside the loop, which changes them.
+        figures = dict(self._scheduler.figures)
+        workers = list(self.scheduler_info["workers"].items())
         return figures | {address: figures_of(worker) for address, worker in workers if address not in figures}
 
     def _check_open(self) -> None:
