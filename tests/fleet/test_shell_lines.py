@@ -13,7 +13,7 @@ from distributed.cli import dask_scheduler, dask_worker
 from cml_dask_magics.fleet import shell_lines
 from cml_dask_magics.model.settings import Settings
 
-pytestmark = pytest.mark.dask
+pytestmark = [pytest.mark.dask, pytest.mark.xdist_group("shell lines")]
 
 GIB = 2**30
 

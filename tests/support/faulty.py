@@ -36,7 +36,7 @@ lease.BEAT_S, lease.EXPIRES_S = 1.0, 5.0
 pool._STOP_AGAIN_S = pool._POLL_QUIET_S = cluster_module.STEER_S = 0.5
 """
 # Where what is waited for does come, however slow the machine is.
-PATIENT = "fleet.Fleet.end.__defaults__, fleet._SUSPECT_WAIT_S = (60.0,), 60.0"
+PATIENT = "fleet.Fleet.end.__defaults__, orphans._SUSPECT_WAIT_S = (60.0,), 60.0"
 SLEEPER = """
 import time
 def slowly(i):
