@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,8 +57,10 @@ def full_disk() -> Callable[[], contextlib.AbstractContextManager[None]]:
 
 
 @pytest.fixture
-def shell(state: Path) -> Iterator[InteractiveShell]:
+def shell(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
     """A terminal's IPython with the extension loaded."""
+    # It puts its own in the place of this module, and processes that a later test spawns could not be started.
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     shell = InteractiveShell.instance()
     shell.run_line_magic("load_ext", "cml_dask_magics")
     yield shell

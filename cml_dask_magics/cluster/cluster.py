@@ -360,8 +360,10 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     @property
     def dashboard_link(self) -> str:
-        """Where a browser of the user finds the dashboard; empty while that is not known."""
-        return dashboard_link(self._fleet, str(super().dashboard_link)) if self.scheduler_comm is not None else ""
+        """Where a browser of the user finds the dashboard; empty while that is not known, and after the end."""
+        if self.scheduler_comm is None or self.closed:
+            return ""
+        return dashboard_link(self._fleet, str(super().dashboard_link))
 
     def __eq__(self, other: object) -> bool:
         # Not by name, as Dask has it: its get_client would give the client of an earlier cluster of the same name.
