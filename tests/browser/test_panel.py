@@ -247,8 +247,9 @@ def test_several_clusters_are_one_list_that_follows_them(notebook: Notebook, tmp
         end_kernels(page, address)
         page.reload()
         page.get_by_text(address_of_second).first.wait_for()
-        assert page.get_by_text("As it was at").count() == 3, "one for each place that showed what was alive"
-        assert page.get_by_text("Stopped cluster 'first'").first.is_visible()
+        # JupyterLab draws the cells one after the other.
+        expect(page.get_by_text("As it was at"), "one for each place that showed what was alive").to_have_count(3)
+        expect(page.get_by_text("Stopped cluster 'first'").first).to_be_visible()
         assert not page.get_by_text("Error displaying widget").first.is_visible()
 
 
@@ -268,6 +269,6 @@ def test_a_notebook_whose_kernel_is_gone_shows_the_cluster_as_it_was(notebook: N
         assert len(addresses) == 3
         shown, _ = HTMLExporter().from_filename(str(path))
         for ip_address in addresses:
-            assert page.get_by_text(ip_address, exact=True).is_visible()
+            expect(page.get_by_text(ip_address, exact=True)).to_be_visible()
             assert shown.count(f">{ip_address}<") == 1, "once in what nbconvert makes of it"
         assert not page.get_by_text("Error displaying widget").is_visible()

@@ -81,8 +81,9 @@ def jupyter(session: Session, folder: Path, app: str = "jupyterlab") -> Iterator
 @contextlib.contextmanager
 def browser_page(**options: Any) -> Iterator[Any]:
     """A page of a headless Chromium; Playwright's options for the page."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
         page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
@@ -146,6 +147,7 @@ def _accept(listener: socket.socket, path: Path) -> None:
                 far.connect(str(path))
             except OSError:
                 near.close()
+                far.close()
                 continue
             threading.Thread(target=_relay, args=(near, far), daemon=True).start()
 
