@@ -28,7 +28,7 @@ from distributed.utils import Log, Logs, NoOpAwaitable, log_errors
 from tornado.ioloop import IOLoop
 
 from cml_dask_magics.cluster.scaling import Scaler, SessionAdaptive
-from cml_dask_magics.cluster.scheduler import SHOWN_INTERVAL_S, SchedulerView, WorkerFigures, figures_of
+from cml_dask_magics.cluster.scheduler import SchedulerView, WorkerFigures, figures_of
 from cml_dask_magics.cluster.shielded import begin, finish
 from cml_dask_magics.cluster.snapshot import dashboard_link, read_only_link, scheduler_session, snapshot, utc
 from cml_dask_magics.cluster.start import Readiness, Start, ready_in_part
@@ -41,17 +41,12 @@ from cml_dask_magics.fleet.supervisor import Seen, Supervisor, Todo
 from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.settings import Settings, as_typed, make_settings
 from cml_dask_magics.model.status import ClusterState, ClusterStatus, Ended, StatusCallback
+from cml_dask_magics.model.times import Times
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.registry.certificates import read_security
-from cml_dask_magics.registry.lease import Lease
 from cml_dask_magics.registry.registry import GoneError, Registry
 
 logger = logging.getLogger(__name__)
-
-LOST_AFTER_S = 15.0
-_REPORT_S = 0.5
-STEER_S = 2.0
-_DETACH_TIMEOUT_S = 10
 
 
 class CallableStatus:
@@ -178,6 +173,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     shown_by: ClassVar[Callable[[Any], object]] = print
     """What shows a cluster that is a cell's value; `cml_dask_magics` sets it."""
+    times: ClassVar[Times] = Times()
+    """How long clusters made from now on wait, and how often they look."""
 
     def __init__(
         self,
@@ -209,7 +206,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             scheduler_memory=scheduler_memory, adapt=adapt, wait=wait, timeout=timeout, idle_timeout=idle_timeout,
             env=env, dashboard_port=dashboard_port, local=local, no_tls=no_tls, background=background,
         )  # fmt: skip
-        self._open(claim(settings), asynchronous, loop, on_status, launches=True, shutdown_on_close=True)
+        self._open(
+            claim(settings, times=self.times), asynchronous, loop, on_status, launches=True, shutdown_on_close=True
+        )
         for note in self.notes:
             warnings.warn(note, stacklevel=2)
 
@@ -217,7 +216,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     def from_settings(cls, settings: Settings, on_status: StatusCallback | None = None) -> CMLCluster:
         """A new cluster from settings that were typed."""
         self = cls.__new__(cls)
-        self._open(claim(settings, as_typed), False, None, on_status, launches=True, shutdown_on_close=True)
+        self._open(claim(settings, as_typed, cls.times), False, None, on_status, launches=True, shutdown_on_close=True)
         return self
 
     @classmethod
@@ -245,7 +244,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             If there is no such cluster, or its scheduler does not answer.
         """
         settings = make_settings(name=name)
-        fleet = open_fleet(Registry(settings.state_directory), settings.name)
+        fleet = open_fleet(Registry(settings.state_directory), settings.name, cls.times)
         if fleet is None:
             raise RuntimeError(f"there is no cluster {name!r}; %dask_up --name {name} starts it")
         self = cls.__new__(cls)
@@ -282,13 +281,13 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         self.warning: str | None = None
         # Why this object let go of its cluster, where nobody asked it to.
         self.parting_words = ""
-        self._scheduler = SchedulerView(self._compare, fleet.pool.look_now)
-        self._supervisor = Supervisor(fleet, Lease(fleet.registry, fleet.record.name, fleet.kernel))
+        self._scheduler = SchedulerView(self._compare, fleet.pool.look_now, fleet.times)
+        self._supervisor = Supervisor(fleet)
         self.scaler = Scaler(fleet, self._scheduler, self._connected, self._supervisor)
         self._start_up = Start(fleet, lambda: self.observed, self._connect_to, self._disconnect)
         try:
             super().__init__(asynchronous=asynchronous, loop=loop, quiet=True, name=fleet.record.name)
-            self.periodic_callbacks["steer"] = Repeated(self._steer, STEER_S)
+            self.periodic_callbacks["steer"] = Repeated(self._steer, fleet.times.steer_s)
             if not asynchronous:
                 self._loop_runner.start()
                 self.sync(self._begin)
@@ -400,7 +399,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         def begin() -> None:
             if "follow" in self.periodic_callbacks:
                 self.periodic_callbacks.pop("follow").stop()
-            following = self.periodic_callbacks["follow"] = Repeated(tell, SHOWN_INTERVAL_S)
+            following = self.periodic_callbacks["follow"] = Repeated(tell, self.times.shown_s)
             following.start()
 
         self._on_end = on_end
@@ -442,7 +441,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     async def _snapshot(self) -> ClusterStatus:
         """The cluster, as its scheduler last told and as it stands on record."""
-        on_record = await asyncio.to_thread(self._fleet.refresh)
+        on_record = await asyncio.to_thread(self._fleet.journal.refresh)
         return self.picture() if on_record else self._picture("lost")  # another kernel stopped it
 
     def _picture(self, state: ClusterState) -> ClusterStatus:
@@ -463,7 +462,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         record = self._fleet.record
         if self.failure is not None:
             return "stopping"
-        gone = scheduler_session(self._fleet) is None or self._scheduler.silent_s > LOST_AFTER_S
+        gone = scheduler_session(self._fleet) is None or self._scheduler.silent_s > self._fleet.times.lost_s
         return cluster_state(record, len(self.observed), scheduler_lost=gone and record.state != "starting")
 
     async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:
@@ -581,7 +580,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         self.scheduler_comm = self._scheduler.comm
         await super()._start()
         self._scheduler.start()
-        await asyncio.to_thread(self._fleet.update, lambda record: replace(record, scheduler_address=address))
+        await asyncio.to_thread(self._fleet.journal.update, lambda record: replace(record, scheduler_address=address))
 
     async def _disconnect(self) -> None:
         await self._scheduler.disconnect()
@@ -594,7 +593,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     async def _report_while_starting(self) -> None:
         while True:
             await self._report()
-            await asyncio.sleep(_REPORT_S)
+            await asyncio.sleep(self._fleet.times.report_s)
 
     async def _report(self) -> None:
         if self._on_status is not None:
@@ -606,7 +605,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             finish(partial(self._end_launched, error))
         finally:
             with contextlib.suppress(Exception):
-                self.sync(self._detach, callback_timeout=_DETACH_TIMEOUT_S)
+                self.sync(self._detach, callback_timeout=self._fleet.times.detach_s)
                 self._loop_runner.stop()
 
     def _end_launched(self, error: BaseException) -> None:
@@ -751,7 +750,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             adaptive = self._start_adapting(Adaptive, minimum=minimum, maximum=maximum, **kwargs)
             limits = (int(adaptive.minimum), int(adaptive.maximum))
             with contextlib.suppress(GoneError):  # stopped meanwhile
-                self._fleet.update(lambda record: replace(record, adapt=limits, failed_replacements=0))
+                self._fleet.journal.update(lambda record: replace(record, adapt=limits, failed_replacements=0))
             return adaptive
         finally:
             self._changing_adaptive = False
@@ -772,7 +771,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     def _stop_adapting(self) -> None:
         if self._fleet.record.adapt:
             with contextlib.suppress(GoneError):
-                self._fleet.update(lambda record: replace(record, adapt=None))
+                self._fleet.journal.update(lambda record: replace(record, adapt=None))
         self._drop_adaptive()
 
     def _drop_adaptive(self) -> None:
@@ -798,7 +797,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
         async def keep() -> None:
             await self._scheduler.keep()
-            await asyncio.to_thread(self._fleet.log, "kept: the idle time starts anew")
+            await asyncio.to_thread(self._fleet.journal.log, "kept: the idle time starts anew")
 
         return self.sync(keep)
 
@@ -819,7 +818,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             raise RuntimeError(f"no worker of session {session} is connected to cluster {self.name!r}")
         if failures := await self._scheduler.restart(addresses):
             raise RuntimeError(f"the worker of session {session} was not restarted: {', '.join(failures)}")
-        await asyncio.to_thread(self._fleet.log, f"the worker of session {session} was restarted")
+        await asyncio.to_thread(self._fleet.journal.log, f"the worker of session {session} was restarted")
 
     # Steering: what is done while this kernel holds the cluster
 

@@ -93,7 +93,7 @@ class Scaler:
             Naming the sessions that the platform did not end.
         """
         fleet = self._fleet
-        fleet.settle()
+        fleet.launches.settle()
         new = fleet.plan - before
         # Those that died have left the plan, but the number would still ask for them.
         if new or n > requested:
@@ -105,14 +105,14 @@ class Scaler:
         """Launch what is missing to `n` workers, or nothing; with the lock held."""
         fleet = self._fleet
         before = fleet.record.requested
-        launched = await asyncio.to_thread(fleet.grow, n)
+        launched = await asyncio.to_thread(fleet.launches.grow, n)
         if launched.refusals:
             came = [info.id for info in launched.sessions]
             message = await asyncio.to_thread(fleet.tidy_refusal, launched, [*launched.strays, *came])
             raise RuntimeError(f"cluster {fleet.record.name!r} stays at {len(fleet.plan)} workers: {message}")
         # Who asks by hand wants to see it tried again, whatever failed before.
         noted = partial(_scaled, n=n, by=_this_kernel()) if n != before else _tried_again
-        await asyncio.to_thread(fleet.update, noted)
+        await asyncio.to_thread(fleet.journal.update, noted)
 
     async def _shrink(self, n: int) -> None:
         """End what is too much for `n` workers; with the lock held."""
@@ -132,7 +132,7 @@ class Scaler:
             await asyncio.to_thread(fleet.reinstate, victims, before)
             raise
         await self._stop(victims)
-        await asyncio.to_thread(fleet.update, partial(_scaled, n=n, by=_this_kernel()))
+        await asyncio.to_thread(fleet.journal.update, partial(_scaled, n=n, by=_this_kernel()))
 
     async def _retire(self, victims: Collection[str], lose_data: bool) -> None:
         """Have Dask move the data off workers that are about to go."""
@@ -152,7 +152,7 @@ class Scaler:
         """Write down how many workers Dask asks for, if that is news."""
         n = len(self._fleet.plan)
         if n != self._fleet.record.requested:
-            self._fleet.update(lambda record: _scaled(record, n, "Dask", again=False))
+            self._fleet.journal.update(lambda record: _scaled(record, n, "Dask", again=False))
 
 
 def _scaled(record: Record, n: int, by: str, again: bool = True) -> Record:

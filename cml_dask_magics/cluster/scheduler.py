@@ -24,16 +24,9 @@ from distributed.security import Security
 
 from cml_dask_magics.fleet.shell_lines import session_of
 from cml_dask_magics.model.status import Sample
+from cml_dask_magics.model.times import USUAL, Times
 
 logger = logging.getLogger(__name__)
-
-SHOWN_INTERVAL_S = 1.0
-_UNSEEN_INTERVAL_S = 5.0
-_HISTORY_S = 300.0
-_RECONNECT_S = 1.0
-_ANSWER_TIMEOUT_S = 3.0
-_CONNECT_TIMEOUT_S = 3.0
-_RESTART_TIMEOUT_S = 60
 
 
 class WorkerFigures(NamedTuple):
@@ -107,22 +100,26 @@ class SchedulerView:
         Awaited after each of its news, with whether they told of every worker.
     on_break : callable
         Called when the connection broke or could not be made again.
+    times : Times, optional
     """
 
     comm: Any = None
     """Dask's RPC to the scheduler; None while it is not connected."""
 
-    def __init__(self, on_news: Callable[[bool], Awaitable[None]], on_break: Callable[[], None]) -> None:
+    def __init__(
+        self, on_news: Callable[[bool], Awaitable[None]], on_break: Callable[[], None], times: Times = USUAL
+    ) -> None:
+        self._times = times
         self._on_news = on_news
         self._on_break = on_break
         self._connection_args: Mapping[str, Any] = {}
         self._heard_at: float | None = None
-        self._interval_s = _UNSEEN_INTERVAL_S
+        self._interval_s = times.unseen_s
         self._listening: asyncio.Task[None] | None = None
         self.idle_s: float | None = None
         self.peak_memory_bytes = 0
         self.figures: dict[str, WorkerFigures] = {}
-        self.history: deque[Sample] = deque(maxlen=int(_HISTORY_S / SHOWN_INTERVAL_S))
+        self.history: deque[Sample] = deque(maxlen=int(times.history_s / times.shown_s))
 
     @property
     def silent_s(self) -> float:
@@ -158,7 +155,7 @@ class SchedulerView:
 
     def listen_often(self, often: bool) -> None:
         """Have the scheduler tell its news every second while somebody looks, else just often enough to be sure."""
-        interval_s = SHOWN_INTERVAL_S if often else _UNSEEN_INTERVAL_S
+        interval_s = self._times.shown_s if often else self._times.unseen_s
         if interval_s != self._interval_s and self._listening is not None:
             self._interval_s = interval_s
             self._listening.cancel()
@@ -169,7 +166,7 @@ class SchedulerView:
         if self.comm is None:
             return
         with contextlib.suppress(OSError, asyncio.TimeoutError):
-            news = await asyncio.wait_for(_look(self.comm.address, self._connection_args), _ANSWER_TIMEOUT_S)
+            news = await asyncio.wait_for(self._ask(), self._times.answer_s)
             await self._take_in(news, everything=True)
 
     async def keep(self) -> None:
@@ -187,7 +184,7 @@ class SchedulerView:
         """Restart workers by address; what became of those that did not come back."""
         outcome = await self.comm.restart_workers(
             workers=list(addresses),
-            timeout=_RESTART_TIMEOUT_S,
+            timeout=self._times.restart_s,
             on_error="return",
             stimulus_id=f"cml-dask-magics-restart-{time.time()}",
         )
@@ -205,7 +202,7 @@ class SchedulerView:
     async def _listen(self) -> None:
         """Take in the scheduler's news, again and again where the connection breaks."""
         while True:
-            news = _listen(self.comm.address, self._connection_args, self._interval_s)
+            news = self._feed(self._interval_s)
             first = True
             try:
                 async for each in news:
@@ -217,7 +214,34 @@ class SchedulerView:
                 logger.exception("the scheduler's news could not be taken in")
             finally:
                 await news.aclose()
-            await asyncio.sleep(_RECONNECT_S)
+            await asyncio.sleep(self._times.shown_s)
+
+    async def _feed(self, interval_s: float) -> AsyncGenerator[_News, None]:
+        """Have the scheduler tell what changed, every `interval_s` seconds, on a connection of its own.
+
+        Raises
+        ------
+        OSError
+            If it cannot be reached, or the connection breaks.
+        """
+        comm = await connect(self.comm.address, timeout=self._times.answer_s, **self._connection_args)
+        try:
+            comm.name = "cml-dask-magics feed"
+            # Not Dask's run_function, which writes each call into the scheduler's log.
+            remember, tell = dumps(_make_remember()), dumps(_make_tell())
+            await comm.write({"op": "feed", "setup": remember, "function": tell, "interval": interval_s})
+            while True:
+                yield _read(await comm.read())
+        finally:
+            comm.abort()
+
+    async def _ask(self) -> _News:
+        """The figures of every worker, once."""
+        feed = self._feed(interval_s=60.0)
+        try:
+            return await feed.__anext__()
+        finally:
+            await feed.aclose()
 
     async def _take_in(self, news: _News, everything: bool) -> None:
         self._heard_at, self.idle_s = time.monotonic(), news.idle_s
@@ -228,7 +252,7 @@ class SchedulerView:
             self.figures.pop(address, None)
         seen = _sample(self.figures.values())
         self.peak_memory_bytes = max(self.peak_memory_bytes, seen.memory_bytes)
-        if not self.history or (seen.at - self.history[-1].at).total_seconds() >= SHOWN_INTERVAL_S * 0.9:
+        if not self.history or (seen.at - self.history[-1].at).total_seconds() >= self._times.shown_s * 0.9:
             self.history.append(seen)
         await self._on_news(everything)
 
@@ -279,44 +303,6 @@ def _make_remember() -> Any:
         return {}
 
     return remember
-
-
-async def _listen(address: str, connection_args: Mapping[str, Any], interval_s: float) -> AsyncGenerator[_News, None]:
-    """Have the scheduler tell what changed, every `interval_s` seconds, on a connection of its own.
-
-    Parameters
-    ----------
-    address : str
-        The scheduler's.
-    connection_args : mapping
-        `distributed.Security.get_connection_args` of a client.
-    interval_s : float
-
-    Raises
-    ------
-    OSError
-        If it cannot be reached, or the connection breaks.
-    """
-    comm = await connect(address, timeout=_CONNECT_TIMEOUT_S, **connection_args)
-    try:
-        comm.name = "cml-dask-magics feed"
-        await comm.write(
-            {"op": "feed", "setup": dumps(_make_remember()), "function": dumps(_make_tell()), "interval": interval_s}
-        )
-        while True:
-            yield _read(await comm.read())
-    finally:
-        comm.abort()
-
-
-async def _look(address: str, connection_args: Mapping[str, Any]) -> _News:
-    """The figures of every worker, once; parameters and errors are those of `_listen`."""
-    feed = _listen(address, connection_args, interval_s=60.0)
-    try:
-        # Not Dask's run_function, which writes each call into the scheduler's log.
-        return await feed.__anext__()
-    finally:
-        await feed.aclose()
 
 
 def _read(answer: Any) -> _News:

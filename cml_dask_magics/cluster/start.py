@@ -10,14 +10,9 @@ from typing import Any
 
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet
-from cml_dask_magics.fleet.opening import ANSWER_TIMEOUT_S
 from cml_dask_magics.model.record import Role
 from cml_dask_magics.platforms.pool import Launched
-from cml_dask_magics.registry.liveness import liveness, scheduler_address
-
-_TICK_S = 0.1
-_HEAD_START_S = 0.2
-_CONNECT_TIMEOUT_S = 15.0
+from cml_dask_magics.registry.liveness import scheduler_address
 
 
 @dataclass(frozen=True)
@@ -71,9 +66,9 @@ class Start:
         launches: list[asyncio.Future[Launched]] = []
         try:
             for role, count in counts.items():
-                launches.append(asyncio.ensure_future(asyncio.to_thread(fleet.launch, role, count)))
+                launches.append(asyncio.ensure_future(asyncio.to_thread(fleet.launches.launch, role, count)))
                 # First come, first served: without a scheduler the workers would hold their places for nothing.
-                await asyncio.wait(launches, timeout=_HEAD_START_S)
+                await asyncio.wait(launches, timeout=fleet.times.head_start_s)
             fleet.watch()
             await self._connect_when_up(deadline, launches)
             await self.wait_for(wanted, deadline, launches)
@@ -97,14 +92,14 @@ class Start:
         deadline = time.monotonic() + fleet.settings.timeout_s
         while (address := scheduler_address(fleet.record, fleet.folder)) is None:
             if (
-                not await asyncio.to_thread(fleet.refresh)
-                or liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S) == "silent"
+                not await asyncio.to_thread(fleet.journal.refresh)
+                or fleet.liveness() == "silent"
                 or time.monotonic() > deadline
             ):
                 raise RuntimeError(f"cluster {name!r} did not come up; %dask_up --name {name} starts it anew")
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(fleet.times.tick_s)
         try:
-            await asyncio.wait_for(self._connect(address), _CONNECT_TIMEOUT_S)
+            await asyncio.wait_for(self._connect(address), fleet.times.connect_s)
         except (OSError, TimeoutError, asyncio.TimeoutError) as error:
             raise RuntimeError(
                 f"the scheduler of cluster {name!r} does not answer at {address} ({error or 'timed out'}); "
@@ -147,7 +142,7 @@ class Start:
                 if connected:
                     return
                 raise TimeoutError(f"no worker connected within {self._fleet.settings.timeout_s:g} s")
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(self._fleet.times.tick_s)
 
     async def _connect_when_up(self, deadline: float, launches: Collection[asyncio.Future[Any]]) -> None:
         fleet = self._fleet
@@ -163,7 +158,7 @@ class Start:
                     await self._disconnect()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the scheduler did not come up within {fleet.settings.timeout_s:g} s")
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(self._fleet.times.tick_s)
 
     def _raise_if_failed(self, launches: Collection[asyncio.Future[Any]], ids: Collection[str] | None = None) -> None:
         fleet = self._fleet
@@ -175,7 +170,7 @@ class Start:
             raise StartFailedError(describe_failure(fleet, self._observed(), why, ids))
         # All launches must have answered, or the message would name half of what was refused.
         lost = fleet.lost if ids is None else {key for key in fleet.lost if key in ids}
-        refused = fleet.refusals if ids is None else ()
+        refused = fleet.launches.refusals if ids is None else ()
         if (refused or lost) and all(launch.done() for launch in launches):
             raise StartFailedError(describe_failure(fleet, self._observed(), "a session was refused or died", ids))
 
@@ -184,9 +179,9 @@ class Start:
         message = f"{readiness.ready} worker{'s' if readiness.ready != 1 else ''} ready in {readiness.took_s:.1f} s"
         if readiness.ready < readiness.wanted:
             message = ready_in_part(fleet.record.name, readiness, fleet.settings.timeout_s)
-        fleet.update(lambda record: replace(record, state="running").with_event(message))
+        fleet.journal.update(lambda record: replace(record, state="running").with_event(message))
         if readiness.ready >= fleet.settings.n_workers:
-            fleet.registry.note_start(fleet.record.backend, readiness.took_s)
+            fleet.journal.registry.note_start(fleet.record.backend, readiness.took_s)
 
 
 def ready_in_part(name: str, readiness: Readiness, timeout_s: float) -> str:

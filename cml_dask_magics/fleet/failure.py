@@ -48,7 +48,7 @@ def describe_failure(
 
 
 def _stories(fleet: Fleet, connected: Collection[str], added: Collection[str] | None) -> Iterator[str]:
-    for role, words in fleet.refusals if added is None else ():
+    for role, words in fleet.launches.refusals if added is None else ():
         yield f"  a session for a {role} was refused: {words}"
     for session in fleet.lost.values():
         if added is None or session.id in added:

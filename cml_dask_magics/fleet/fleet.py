@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cml_dask_magics.fleet.launches import STOP_TIMEOUT_S, Launches
+from cml_dask_magics.fleet.launches import Launches
 from cml_dask_magics.fleet.orphans import Orphans
 from cml_dask_magics.model.lifecycle import (
     SessionInfo,
@@ -22,19 +22,17 @@ from cml_dask_magics.model.lifecycle import (
     with_usage_of,
     with_usage_until_now,
 )
-from cml_dask_magics.model.record import Owner, Record, Role, SessionRecord
+from cml_dask_magics.model.record import Record, SessionRecord
 from cml_dask_magics.model.settings import Settings
 from cml_dask_magics.model.status import Ended, SessionState, Usage
+from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.platforms.pool import Launched, SessionPool
 from cml_dask_magics.registry.files import rename
 from cml_dask_magics.registry.journal import Journal
 from cml_dask_magics.registry.kernels import this_kernel
-from cml_dask_magics.registry.liveness import answers, scheduler_address
+from cml_dask_magics.registry.liveness import Liveness, answers, liveness, scheduler_address
 from cml_dask_magics.registry.registry import GoneError, Registry, RegistryError
 from cml_dask_magics.registry.run_folder import FORMER_SCHEDULER_FILE, LOG_SUFFIX, LOGS, SCHEDULER_FILE, read_tail
-
-# Moving a worker's data away may take long.
-_STOPPING_LIMIT_S = 600.0
 
 
 class StillUpError(RuntimeError):
@@ -52,6 +50,7 @@ class Fleet:
         The cluster's record, which stands in `registry`.
     settings : Settings
         What its sessions are made of.
+    times : Times, optional
 
     Attributes
     ----------
@@ -64,11 +63,14 @@ class Fleet:
         How long starts on this platform usually take.
     """
 
-    def __init__(self, registry: Registry, pool: SessionPool, record: Record, settings: Settings) -> None:
+    def __init__(
+        self, registry: Registry, pool: SessionPool, record: Record, settings: Settings, times: Times = USUAL
+    ) -> None:
         self.pool = pool
+        self.times = times
         self.journal = Journal(registry, record, this_kernel(pool.platform.session))
-        self.launches = Launches(self.journal, pool, settings)
-        self.orphans = Orphans(self.journal, pool)
+        self.launches = Launches(self.journal, pool, settings, times)
+        self.orphans = Orphans(self.journal, pool, self.launches, times)
         self.notes: tuple[str, ...] = ()
         # Read once: a start that is under way does not change what is usual.
         self.usual_start_s = registry.usual_start_s(record.backend)
@@ -89,52 +91,13 @@ class Fleet:
         return self.journal.folder
 
     @property
-    def registry(self) -> Registry:
-        """Where the record stands."""
-        return self.journal.registry
-
-    @property
-    def kernel(self) -> Owner:
-        """The kernel that this is."""
-        return self.journal.kernel
-
-    @property
     def settings(self) -> Settings:
         """What the sessions are made of."""
         return self.launches.settings
 
-    @property
-    def refusals(self) -> tuple[tuple[Role, str], ...]:
-        """Launches that the platform refused, with its words."""
-        return self.launches.refusals
-
-    def update(self, change: Callable[[Record], Record]) -> Record:
-        """See `Journal.update`."""
-        return self.journal.update(change)
-
-    def log(self, message: str) -> None:
-        """See `Journal.log`."""
-        self.journal.log(message)
-
-    def refresh(self) -> bool:
-        """See `Journal.refresh`."""
-        return self.journal.refresh()
-
-    def launch(self, role: Role, n: int) -> Launched:
-        """See `Launches.launch`."""
-        return self.launches.launch(role, n)
-
-    def grow(self, n: int, *, automatic: bool = False) -> Launched:
-        """See `Launches.grow`."""
-        return self.launches.grow(n, automatic=automatic)
-
-    def settle(self) -> None:
-        """See `Launches.settle`."""
-        self.launches.settle()
-
-    def adopt(self, connected: Collection[str]) -> None:
-        """See `Orphans.adopt`."""
-        self.orphans.adopt(connected)
+    def liveness(self) -> Liveness:
+        """How the cluster is, as far as a connection to its scheduler tells."""
+        return liveness(self.record, self.folder, self.times.answer_s)
 
     # What there is
 
@@ -264,7 +227,7 @@ class Fleet:
 
         self.journal.note(change)  # a full disk must not keep anybody from stopping
 
-    def stop(self, ids: Collection[str], timeout_s: float = STOP_TIMEOUT_S) -> None:
+    def stop(self, ids: Collection[str]) -> None:
         """Stop some of the cluster's sessions and see them end.
 
         Raises
@@ -277,7 +240,7 @@ class Fleet:
         if not ids:
             return
         self.withdraw(ids)
-        left = self._stop(ids, timeout_s)
+        left = self._stop(ids, self.times.stop_s)
         gone, visible = set(ids) - set(left), set(self.visible())
         self.observe({session: SessionInfo(session, "ended", "stopped") for session in gone & visible})
         # Of the others the platform's word is all there is. They stay on record, for who can see them, or for `end`.
@@ -295,7 +258,7 @@ class Fleet:
             Naming those that the platform did not end.
         """
         mine = self.pool.platform.session
-        limit = time.time() - _STOPPING_LIMIT_S
+        limit = time.time() - self.times.stopping_s
         self.stop(
             [
                 session.id
@@ -312,10 +275,10 @@ class Fleet:
         message = f"{len(launched.refusals)} of {asked} more sessions were refused: {launched.refusals[0]}"
         self.stop(doomed)
         if not any(message == event for _, event in self.record.events):  # once, if it goes on
-            self.log(message)
+            self.journal.log(message)
         return message
 
-    def end(self, timeout_s: float = STOP_TIMEOUT_S) -> Ended:
+    def end(self) -> Ended:
         """Stop every session of the cluster, see them all end, then forget the cluster. Can be called again.
 
         Raises
@@ -337,8 +300,8 @@ class Fleet:
         address = scheduler_address(record, self.folder)
         # From here on what starts late ends by itself (see `commands`); what started before has left its log.
         with contextlib.suppress(OSError):  # a folder that cannot be written must not keep anybody from stopping
-            rename(self.registry.state_directory, self.folder, SCHEDULER_FILE, FORMER_SCHEDULER_FILE)
-        deadline = time.monotonic() + timeout_s
+            rename(self.journal.registry.state_directory, self.folder, SCHEDULER_FILE, FORMER_SCHEDULER_FILE)
+        deadline = time.monotonic() + self.times.stop_s
         suspects = self.launches.suspects | self.orphans.suspects(record)
         stopped: set[str] = set()
         while True:
@@ -346,12 +309,12 @@ class Fleet:
             ids = {session.id for session in record.sessions}
             left = self._stop(ids, max(1.0, deadline - time.monotonic()))
             if left:
-                self.log(f"did not stop: {', '.join(sorted(left))}")
+                self.journal.log(f"did not stop: {', '.join(sorted(left))}")
                 raise StillUpError(self._still_up(left))
             stopped |= ids
             suspects_left = self.orphans.wait_for_suspects(suspects - stopped, record, deadline)
             with contextlib.suppress(RegistryError):
-                if self.refresh():  # another kernel's launch may have been answered since
+                if self.journal.refresh():  # another kernel's launch may have been answered since
                     record = self.record
             late = {session.id for session in record.sessions} - stopped
             if not suspects_left and not late and not self.orphans.unaccounted(record) - stopped:

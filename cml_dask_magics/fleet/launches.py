@@ -14,13 +14,10 @@ from cml_dask_magics.fleet import shell_lines
 from cml_dask_magics.model.lifecycle import is_planned
 from cml_dask_magics.model.record import Launch, Record, Role, SessionRecord
 from cml_dask_magics.model.settings import Settings
+from cml_dask_magics.model.times import Times
 from cml_dask_magics.platforms.pool import Launched, SessionPool
 from cml_dask_magics.registry.journal import Journal
 from cml_dask_magics.registry.kernels import kernel_may_live
-
-STOP_TIMEOUT_S = 60.0
-# One request a session, ten at a time, and a platform that may be slow: then the call is over, or its kernel is.
-_LAUNCH_LIMIT_S = 900.0
 
 
 class EndingError(RuntimeError):
@@ -42,6 +39,7 @@ class Launches:
     pool : SessionPool
     settings : Settings
         What its sessions are made of.
+    times : Times
 
     Attributes
     ----------
@@ -49,11 +47,12 @@ class Launches:
         Ids that appeared during calls that broke or were answered short: perhaps ours, perhaps somebody else's.
     """
 
-    def __init__(self, journal: Journal, pool: SessionPool, settings: Settings) -> None:
+    def __init__(self, journal: Journal, pool: SessionPool, settings: Settings, times: Times) -> None:
         self.settings = settings
         self.suspects: set[str] = set()
         self._journal = journal
         self._pool = pool
+        self._times = times
         self._refusals: list[tuple[Role, str]] = []
         self._changed = threading.Condition()
         self._in_flight = 0
@@ -87,9 +86,14 @@ class Launches:
         def missing(record: Record) -> int:
             # Fewer may have been asked for since `n` was read; Dask's adaptive scaling knows better than the record.
             most = min(n, record.requested) if automatic and record.adapt is None else n
-            return most - _coming(record)
+            return most - self._coming(record)
 
         return self._launch("worker", missing, automatic, requested=None if automatic else n)
+
+    def is_over(self, launch: Launch) -> bool:
+        """Whether a launch call on record cannot launch anything any more."""
+        too_late = launch.at + self._times.launch_s
+        return launch.answered or not kernel_may_live(launch.owner) or time.time() > too_late
 
     def settle(self) -> None:
         """Wait for launch calls under way: they cannot be called back, and what they launch must be known."""
@@ -152,11 +156,16 @@ class Launches:
         except BaseException:
             # A full disk, or another kernel has stopped the cluster: what is on no record must go.
             if ids:
-                self._pool.stop(ids, visible=ids, timeout_s=STOP_TIMEOUT_S)
+                self._pool.stop(ids, visible=ids, timeout_s=self._times.stop_s)
             raise
         if record.state in ("stopping", "lost") and ids:  # since the call began; they are on record
-            self._pool.stop(ids, visible=ids, timeout_s=STOP_TIMEOUT_S)
+            self._pool.stop(ids, visible=ids, timeout_s=self._times.stop_s)
             raise EndingError(record.name)
+
+    def _coming(self, record: Record) -> int:
+        """How many workers there are or will be."""
+        in_flight = (launch.n for launch in record.launching if launch.role == "worker" and not self.is_over(launch))
+        return sum(map(is_planned, record.sessions)) + sum(in_flight)
 
     def _request(self, role: Role) -> dict[str, Any]:
         settings, folder = self.settings, self._journal.folder
@@ -186,17 +195,6 @@ class Launches:
             app_url=app_url,
             automatic=automatic,
         )
-
-
-def is_over(launch: Launch) -> bool:
-    """Whether a launch call on record cannot launch anything any more."""
-    return launch.answered or not kernel_may_live(launch.owner) or time.time() > launch.at + _LAUNCH_LIMIT_S
-
-
-def _coming(record: Record) -> int:
-    """How many workers there are or will be."""
-    in_flight = (launch.n for launch in record.launching if launch.role == "worker" and not is_over(launch))
-    return sum(map(is_planned, record.sessions)) + sum(in_flight)
 
 
 def _check_goes_on(record: Record) -> None:

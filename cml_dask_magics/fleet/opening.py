@@ -19,21 +19,20 @@ from cml_dask_magics.model.settings import (
     settings_from_json,
     settings_to_json,
 )
+from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.platforms.find import check_dashboard_port, find_platform
 from cml_dask_magics.platforms.pool import SessionPool
 from cml_dask_magics.registry.certificates import write_certificates
 from cml_dask_magics.registry.files import listed, write_private
 from cml_dask_magics.registry.kernels import this_kernel
-from cml_dask_magics.registry.liveness import liveness
 from cml_dask_magics.registry.registry import NameTakenError, Registry
 from cml_dask_magics.registry.run_folder import SCHEDULER_FILE, SESSION_PROGRAM
 
-ANSWER_TIMEOUT_S = 3.0
 _pools: dict[tuple[str, Path], SessionPool] = {}
 
 
-def claim(settings: Settings, spelled: Spelling = as_keyword) -> Fleet:
+def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USUAL) -> Fleet:
     """Take the name and lay out what the sessions will read.
 
     A cluster of that name that does not answer any more is cleared first.
@@ -43,6 +42,7 @@ def claim(settings: Settings, spelled: Spelling = as_keyword) -> Fleet:
     settings : Settings
     spelled : callable
         How notes are to name an option.
+    times : Times, optional
 
     Raises
     ------
@@ -57,8 +57,8 @@ def claim(settings: Settings, spelled: Spelling = as_keyword) -> Fleet:
     platform = find_platform(registry.directory, settings.local)
     if settings.dashboard_port is None:
         check_dashboard_port(platform)
-    dead = open_fleet(registry, settings.name)
-    if dead is not None and liveness(dead.record, dead.folder, ANSWER_TIMEOUT_S) == "silent":
+    dead = open_fleet(registry, settings.name, times)
+    if dead is not None and dead.liveness() == "silent":
         dead.end()
     asked, settings = settings, what_fits(settings, platform)
     notes = _notes_on(asked, settings, spelled)
@@ -89,14 +89,14 @@ def claim(settings: Settings, spelled: Spelling = as_keyword) -> Fleet:
             f"cluster {settings.name!r} is running already; CMLCluster.from_name({settings.name!r}) re-attaches, "
             f"%dask_down {settings.name} stops it, another name starts another"
         ) from None
-    fleet = Fleet(registry, _pool(platform, registry.directory), record, settings)
+    fleet = Fleet(registry, _pool(platform, registry.directory, times), record, settings, times)
     for note in notes:
-        fleet.log(note)
+        fleet.journal.log(note)
     fleet.notes = tuple(notes)
     return fleet
 
 
-def open_fleet(registry: Registry, name: str) -> Fleet | None:
+def open_fleet(registry: Registry, name: str, times: Times = USUAL) -> Fleet | None:
     """The sessions of a recorded cluster, on the platform that they were launched on; None if there is no record."""
     record = registry.read(name)
     if record is None:
@@ -108,7 +108,8 @@ def open_fleet(registry: Registry, name: str) -> Fleet | None:
             f"cluster {name!r} was launched on {record.backend}, which this kernel cannot reach; "
             "look at it or stop it from a session of its project"
         )
-    fleet = Fleet(registry, _pool(platform, root), record, settings_of(record) or make_settings(name=name))
+    settings = settings_of(record) or make_settings(name=name)
+    fleet = Fleet(registry, _pool(platform, root, times), record, settings, times)
     files = {entry.name for entry in listed(fleet.folder)}
     if record.state in ("starting", "running") and files and SESSION_PROGRAM not in files:
         write_inheritance(fleet.folder, fleet.settings)  # started by a release whose sessions needed none
@@ -145,6 +146,6 @@ def settings_of(record: Record) -> Settings | None:
         return None
 
 
-def _pool(platform: Platform, directory: Path) -> SessionPool:
+def _pool(platform: Platform, directory: Path, times: Times) -> SessionPool:
     """The one pool of this kernel for a platform, so that there is one poller however many clusters there are."""
-    return _pools.setdefault((platform.backend, directory), SessionPool(platform))
+    return _pools.setdefault((platform.backend, directory), SessionPool(platform, times))

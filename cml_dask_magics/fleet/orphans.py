@@ -7,16 +7,13 @@ import time
 from collections.abc import Collection
 from dataclasses import replace
 
-from cml_dask_magics.fleet.launches import is_over
+from cml_dask_magics.fleet.launches import Launches
 from cml_dask_magics.model.record import Record
+from cml_dask_magics.model.times import Times
 from cml_dask_magics.platforms.api import PlatformError
 from cml_dask_magics.platforms.pool import SessionPool
 from cml_dask_magics.registry.journal import Journal
 from cml_dask_magics.registry.run_folder import scheduler_session, session_record
-
-_SUSPECT_WAIT_S = 30.0
-# Clocks of the platform and of this machine may differ by so much.
-_CLOCKS_DIFFER_S = 120.0
 
 
 class Orphans:
@@ -29,11 +26,16 @@ class Orphans:
     journal : Journal
         The cluster's record.
     pool : SessionPool
+    launches : Launches
+        The launch calls that this kernel makes for it.
+    times : Times
     """
 
-    def __init__(self, journal: Journal, pool: SessionPool) -> None:
+    def __init__(self, journal: Journal, pool: SessionPool, launches: Launches, times: Times) -> None:
         self._journal = journal
         self._pool = pool
+        self._launches = launches
+        self._times = times
 
     def adopt(self, connected: Collection[str]) -> None:
         """Take sessions into the record that a broken launch call created, once they show that they are ours.
@@ -44,7 +46,7 @@ class Orphans:
             Ids of the sessions whose worker is connected.
         """
         record = self._journal.record
-        if any(is_over(launch) for launch in record.launching):
+        if any(self._launches.is_over(launch) for launch in record.launching):
             logged = self._logged(record)
             if logged:  # only those of which it is sure that they live: ended ones printed something, too
                 self.take_in(record, logged & (self._live() | set(connected)))
@@ -91,7 +93,7 @@ class Orphans:
                 session
                 for session, info in self._pool.listing().items()
                 if info.phase != "ended"
-                and (info.created_at is None or info.created_at > min(begun) - _CLOCKS_DIFFER_S)
+                and (info.created_at is None or info.created_at > min(begun) - self._times.clocks_differ_s)
             } - {session.id for session in record.sessions}
         return set()
 
@@ -101,7 +103,7 @@ class Orphans:
         One that never starts cannot be told from somebody else's and is left alone: if it is ours, it ends by itself
         as soon as it starts, because the cluster's folder is closed by then.
         """
-        deadline = min(deadline, time.monotonic() + _SUSPECT_WAIT_S)
+        deadline = min(deadline, time.monotonic() + self._times.suspects_s)
         doubtful = set(suspects) - {session.id for session in record.sessions}
         while doubtful:
             with contextlib.suppress(PlatformError):

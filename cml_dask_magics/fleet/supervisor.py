@@ -21,11 +21,6 @@ from cml_dask_magics.registry.run_folder import scheduler_session
 
 logger = logging.getLogger(__name__)
 
-REFUSED_PAUSE_S = 60.0
-# Where our listing cannot show a session, it is taken for dead only after so long: far longer than Dask itself needs to
-# notice that a connection is cut (30 s), and a worker that notices ends.
-_UNSEEN_GONE_S = 120.0
-_UNSEEN_PENDING_S = 900.0
 _NAMED_WORKERS = 3
 _IDLE_WORDS = "closing after being idle"
 _READ_LINES = 500  # connections that it cuts then print their tracebacks
@@ -84,12 +79,12 @@ class Supervisor:
     ----------
     fleet : Fleet
         The cluster's sessions.
-    lease : Lease
     """
 
-    def __init__(self, fleet: Fleet, lease: Lease) -> None:
+    def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._lease = lease
+        journal = fleet.journal
+        self._lease = Lease(journal.registry, fleet.record.name, journal.kernel, fleet.times)
         self._not_before = 0.0
         self._gone_since: dict[str, float] = {}
         self._connected: Set[str] | None = None
@@ -111,7 +106,7 @@ class Supervisor:
         """
         fleet = self._fleet
         name = fleet.record.name
-        if not fleet.refresh():
+        if not fleet.journal.refresh():
             return Todo(gone=f"Cluster {name!r} was stopped from another kernel")
         state = fleet.record.state
         if state == "stopping":
@@ -155,14 +150,14 @@ class Supervisor:
             f"worker connected; no more are launched until %dask_up --name {fleet.record.name} or scaling asks for it"
         )
         if not any(message.startswith(event) for _, message in fleet.record.events):
-            fleet.log(event + self._last_words())
+            fleet.journal.log(event + self._last_words())
         return False
 
     def launch(self, n: int) -> list[str]:
         """Launch what is missing to `n` workers, keep what comes, and ask again later for what does not."""
-        launched = self._fleet.grow(n, automatic=True)
+        launched = self._fleet.launches.grow(n, automatic=True)
         if launched.refusals:
-            self._not_before = time.monotonic() + REFUSED_PAUSE_S
+            self._not_before = time.monotonic() + self._fleet.times.refused_s
             self._fleet.tidy_refusal(launched, launched.strays)
         return [info.id for info in launched.sessions]
 
@@ -173,9 +168,9 @@ class Supervisor:
     def _take_over_start(self) -> None:
         """A cluster whose kernel died while it started, and that came up all the same."""
         record = self._fleet.record
-        if record.owner != self._fleet.kernel and not kernel_may_live(record.owner):
+        if record.owner != self._fleet.journal.kernel and not kernel_may_live(record.owner):
             event = "the kernel that started it is gone; this one takes over"
-            self._fleet.update(lambda record: replace(record, state="running").with_event(event))
+            self._fleet.journal.update(lambda record: replace(record, state="running").with_event(event))
 
     # Workers
 
@@ -184,7 +179,7 @@ class Supervisor:
         fleet = self._fleet
         fleet.note_connected(seen.connected)
         self._log_comings_and_goings(seen.connected)
-        fleet.adopt(seen.connected)
+        fleet.orphans.adopt(seen.connected)
         fleet.finish_stopping()
         self._end_unseen(seen)
         self._drop_replaced()
@@ -202,11 +197,11 @@ class Supervisor:
             return
         for who, what in ((now - before, "joined"), (before - now, "left")):
             if who:
-                self._fleet.log(f"{_named(who)} {what}")
+                self._fleet.journal.log(f"{_named(who)} {what}")
 
     def _end_unseen(self, seen: Seen) -> None:
         """Stop sessions whose worker does not come (back), where no listing of ours would show their end."""
-        fleet = self._fleet
+        fleet, times = self._fleet, self._fleet.times
         mine = fleet.pool.platform.session
         missing = fleet.plan - seen.connected
         gone = {s.id: s for s in fleet.record.sessions if s.launched_from != mine and s.id in missing}
@@ -214,10 +209,11 @@ class Supervisor:
         over = [
             session
             for session, since in self._gone_since.items()
-            if seen.at - since > (_UNSEEN_GONE_S if gone[session].connected_at is not None else _UNSEEN_PENDING_S)
+            if seen.at - since
+            > (times.unseen_gone_s if gone[session].connected_at is not None else times.unseen_pending_s)
         ]
         if over:
-            fleet.log(f"{_named(over)} lost: no sign of life for long")
+            fleet.journal.log(f"{_named(over)} lost: no sign of life for long")
             fleet.stop(over)
 
     def _drop_replaced(self) -> None:
@@ -236,7 +232,7 @@ class Supervisor:
         lost = self._lost_workers()
         new = self.launch(requested)
         if new:
-            fleet.log(f"{_named(new)} launched in place of {_named(lost) if lost else 'what is missing'}")
+            fleet.journal.log(f"{_named(new)} launched in place of {_named(lost) if lost else 'what is missing'}")
             fleet.drop_lost(lost)
 
     def _lost_workers(self) -> list[str]:
@@ -255,7 +251,10 @@ class Supervisor:
         scheduler = next((session for session in self._fleet.record.sessions if session.role == "scheduler"), None)
         if scheduler is None:
             return True
-        return scheduler.launched_from != self._fleet.pool.platform.session and seen.silent_s > _UNSEEN_GONE_S
+        return (
+            scheduler.launched_from != self._fleet.pool.platform.session
+            and seen.silent_s > self._fleet.times.unseen_gone_s
+        )
 
     def _ended_idle(self) -> bool:
         """Whether a scheduler that is gone had ended by its idle timeout, as it prints then."""
@@ -266,7 +265,7 @@ class Supervisor:
         """End the sessions of a cluster whose scheduler is gone; the record keeps its settings for the next start."""
         name = self._fleet.record.name
         event = f"the scheduler is gone; the sessions of its workers are ended. %dask_up --name {name} starts anew"
-        record = self._fleet.update(lambda record: replace(record, state="lost").with_event(event))
+        record = self._fleet.journal.update(lambda record: replace(record, state="lost").with_event(event))
         self._fleet.stop([session.id for session in record.sessions])
 
 

@@ -17,13 +17,12 @@ from cml_dask_magics.cluster.snapshot import snapshot
 from cml_dask_magics.display.actions import Controls, OnEnd, PanelActions
 from cml_dask_magics.display.words import Kind, ended_words
 from cml_dask_magics.fleet.fleet import Fleet
-from cml_dask_magics.fleet.opening import ANSWER_TIMEOUT_S, open_fleet, settings_of, what_fits
+from cml_dask_magics.fleet.opening import open_fleet, settings_of, what_fits
 from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.record import Record
 from cml_dask_magics.model.settings import OPTIONS, Settings, as_typed
 from cml_dask_magics.model.status import ClusterStatus, Ended, StatusCallback
 from cml_dask_magics.platforms.api import PlatformError
-from cml_dask_magics.registry.liveness import liveness
 from cml_dask_magics.registry.registry import NameTakenError, Registry
 from cml_dask_magics.registry.run_folder import read_tail, session_logs
 
@@ -79,8 +78,8 @@ class KernelClusters:
         cluster = self._alive(key)
         done = "already up"
         if cluster is None:
-            fleet = open_fleet(Registry(settings.state_directory), settings.name)
-            if fleet is None or liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S) == "silent":
+            fleet = _opened(settings.state_directory, settings.name)
+            if fleet is None or fleet.liveness() == "silent":
                 lost = fleet.record if fleet is not None else None
                 try:
                     return self._started(settings, given, lost, on_status)
@@ -105,7 +104,7 @@ class KernelClusters:
             if self.is_held(state_directory, name):
                 ended: Ended | None = self._held[key].shutdown()
                 return ended
-            fleet = open_fleet(Registry(state_directory), name)
+            fleet = _opened(state_directory, name)
             return finish(fleet.end) if fleet is not None else None
         finally:
             self._held.pop(key, None)
@@ -255,10 +254,10 @@ class KernelClusters:
                 return seen
         cluster = self._alive(key)
         if cluster is None:
-            fleet = open_fleet(Registry(directory), name)
+            fleet = _opened(directory, name)
             if fleet is None:
                 return None
-            alive = liveness(fleet.record, fleet.folder, ANSWER_TIMEOUT_S)
+            alive = fleet.liveness()
             if alive != "answers":
                 return _status_without_scheduler(fleet, starting=alive == "starting")
             try:
@@ -284,6 +283,11 @@ def interrupted_words(state_directory: Path, name: str) -> str:
             f"%dask_status {name} shows what is left, %dask_down {name} waits for it."
         )
     return f"Interrupted. Cluster {name!r} is on record: %dask_status {name} shows it, %dask_down {name} stops it."
+
+
+def _opened(state_directory: Path, name: str) -> Fleet | None:
+    """The sessions of a cluster on record; None if there is no record."""
+    return open_fleet(Registry(state_directory), name, CMLCluster.times)
 
 
 def _last_seen(cluster: CMLCluster) -> ClusterStatus:
@@ -352,5 +356,5 @@ def _status_without_scheduler(fleet: Fleet, starting: bool) -> ClusterStatus:
         listing = fleet.pool.listing()
         fleet.observe({session.id: listing[session.id] for session in fleet.record.sessions if session.id in listing})
     except PlatformError as error:
-        fleet.log(str(error))
+        fleet.journal.log(str(error))
     return snapshot(fleet, cluster_state(fleet.record, 0, scheduler_lost=not starting), {})

@@ -28,7 +28,6 @@ import psutil
 
 from cml_dask_magics.registry.files import known, remove, write_private
 
-_GRACE_S = 3.0
 _KEEP_ENDED_S = 3600.0
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -73,10 +72,13 @@ class LocalSessions:
     ----------
     directory : Path
         Where the sessions are remembered, a file each, beside what they print.
+    grace_s : float
+        How long a session that is told to end may take before it is killed.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, grace_s: float = 3.0) -> None:
         self.directory = directory
+        self._grace_s = grace_s
 
     def launch_workers(
         self,
@@ -132,7 +134,7 @@ class LocalSessions:
         for session in stopped:
             if session.process() is not None:
                 self._write(replace(session, stopped_at=time.time()))
-        _end_trees(stopped)
+        _end_trees(stopped, self._grace_s)
         return [Response(204) if session_id in sessions else Response(404, "no such session") for session_id in wanted]
 
     def _launch(self, cpu: float, memory: float, argv: list[str], env: dict[str, str]) -> dict[str, Any]:
@@ -177,7 +179,7 @@ class LocalSessions:
         try:
             self._write(session)
         except OSError as error:  # unremembered is unstoppable
-            _end_trees([session])
+            _end_trees([session], self._grace_s)
             return {"message": f"the session could not be recorded: {error}"}
         return self._describe(session)
 
@@ -185,7 +187,7 @@ class LocalSessions:
         alive = session.process() is not None
         if not alive and session.finished_at is None:
             # As on the platform, what the command started ends with it.
-            _end_trees([session])
+            _end_trees([session], self._grace_s)
             session = replace(session, finished_at=time.time())
             with contextlib.suppress(OSError):  # merely the time at which it was first seen to be over
                 self._write(session)
@@ -243,14 +245,14 @@ def _command(script: str, code: str) -> list[str]:
     return [*ipython, script] if script else [*ipython, "-c", code]
 
 
-def _end_trees(sessions: Sequence[_Process]) -> None:
+def _end_trees(sessions: Sequence[_Process], grace_s: float) -> None:
     """End the processes of sessions, grandchildren that left the tree included: asked first, killed when they stay."""
-    for ask, patience_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GRACE_S)):
+    for ask in (signal.SIGTERM, signal.SIGKILL):
         members = _members(sessions)
         for process in members:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(ask)
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + grace_s
         while any(map(_runs, members)) and time.monotonic() < deadline:
             time.sleep(0.02)
         # Look again before killing: a nanny may have started a worker in between.

@@ -15,16 +15,13 @@ from datetime import datetime
 from typing import Any
 
 from cml_dask_magics.model.lifecycle import SessionInfo
+from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.platforms.api import Platform, PlatformError
 
 logger = logging.getLogger(__name__)
 
 _ENDED = frozenset({"succeeded", "failed", "stopped", "timedout"})
-_POLL_FIRST_S, _POLL_PENDING_S, _POLL_QUIET_S = 0.2, 1.0, 5.0
-# One listing without a session is no proof of its death: listings have been seen to miss one, and a session that was
-# just launched may not be shown yet.
-_MISSES_THAT_PROVE, _MISSING_S_THAT_PROVES = 3, 5.0
-_STOP_AGAIN_S = 5.0
+_MISSES_THAT_PROVE = 3
 _STOPPED = "stopped"
 
 
@@ -65,9 +62,8 @@ class _Absence:
             self.since = time.monotonic()
         self.listings = self.listings + 1 if missing else 0
 
-    @property
-    def proves(self) -> bool:
-        return self.listings >= _MISSES_THAT_PROVE and time.monotonic() - self.since >= _MISSING_S_THAT_PROVES
+    def proves(self, missing_s: float) -> bool:
+        return self.listings >= _MISSES_THAT_PROVE and time.monotonic() - self.since >= missing_s
 
 
 @dataclass
@@ -83,10 +79,16 @@ class SessionPool:
     """Sessions of one platform, for every cluster of this kernel.
 
     All methods block and may be called from any thread.
+
+    Parameters
+    ----------
+    platform : Platform
+    times : Times, optional
     """
 
-    def __init__(self, platform: Platform) -> None:
+    def __init__(self, platform: Platform, times: Times = USUAL) -> None:
         self.platform = platform
+        self._times = times
         self._watches: dict[int, _Watch] = {}
         self._poll_lock = threading.Lock()
         self._poller: threading.Thread | None = None
@@ -180,7 +182,11 @@ class SessionPool:
                     info = listing.get(session)
                     absences[session].note(info is None)
                     # Where the listing cannot show it, the 204 has to do; where it can, absence must last.
-                    gone = absences[session].proves if session in visible else left[session] == _STOPPED
+                    gone = (
+                        absences[session].proves(self._times.missing_s)
+                        if session in visible
+                        else left[session] == _STOPPED
+                    )
                     if (info is None and gone) or (info is not None and info.phase == "ended"):
                         del left[session]
                     elif info is not None and left[session] == _STOPPED:
@@ -190,7 +196,7 @@ class SessionPool:
                 break
             if now >= ask_at:
                 left |= self._ask_to_stop(left)
-                asked, ask_at = True, time.monotonic() + _STOP_AGAIN_S
+                asked, ask_at = True, time.monotonic() + self._times.stop_again_s
             time.sleep(wait_s)
             wait_s = min(1.0, wait_s * 1.5)
         return left
@@ -228,7 +234,8 @@ class SessionPool:
         self._wake.set()
 
     def _poll(self) -> None:
-        interval_s = _POLL_FIRST_S
+        times = self._times
+        interval_s = times.poll_first_s
         while True:
             with self._poll_lock:
                 watches = list(self._watches.values())
@@ -243,10 +250,10 @@ class SessionPool:
                         pending |= self._tell(watch, listing)
                     except Exception:  # one cluster's trouble must not leave the others unwatched
                         logger.warning("a listing could not be taken in", exc_info=True)
-            interval_s = min(interval_s * 1.3, _POLL_PENDING_S if pending else _POLL_QUIET_S)
+            interval_s = min(interval_s * 1.3, times.poll_pending_s if pending else times.poll_quiet_s)
             if self._wake.wait(interval_s):
                 self._wake.clear()
-                interval_s = _POLL_FIRST_S
+                interval_s = times.poll_first_s
 
     def _tell(self, watch: _Watch, listing: Mapping[str, SessionInfo]) -> bool:
         """Tell a watcher what a listing shows of its sessions; whether it still waits for some of them."""
@@ -257,7 +264,7 @@ class SessionPool:
             absence.note(info is None)
             if info is not None:
                 infos[session] = info
-            elif absence.proves:
+            elif absence.proves(self._times.missing_s):
                 # Should it be there all the same, it must not go on where nobody knows it any more.
                 self._ask_to_stop([session])
                 infos[session] = SessionInfo(session, "ended", "gone from the platform's list")

@@ -13,12 +13,10 @@ import time
 from dataclasses import asdict, dataclass
 
 from cml_dask_magics.model.record import Owner
+from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.registry.files import known, remove, write_private
 from cml_dask_magics.registry.kernels import kernel_may_live
 from cml_dask_magics.registry.registry import LEASE_FILE, Registry
-
-BEAT_S = 5.0
-EXPIRES_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,14 @@ class Lease:
         The cluster.
     kernel : Owner
         The kernel that asks.
+    times : Times, optional
     """
 
-    def __init__(self, registry: Registry, name: str, kernel: Owner) -> None:
+    def __init__(self, registry: Registry, name: str, kernel: Owner, times: Times = USUAL) -> None:
         self._registry = registry
         self._name = name
         self._kernel = kernel
+        self._times = times
         self._holder = secrets.token_hex(8)  # a kernel may hold a cluster twice
         self._path = registry.folder(name) / LEASE_FILE
         self._beat_at: float | None = None
@@ -55,10 +55,10 @@ class Lease:
     def hold(self) -> bool:
         """Take the lease if it is free, or keep it; whether it is ours.
 
-        To be called more often than every `EXPIRES_S` seconds; writes every `BEAT_S` seconds.
+        To be called more often than every `Times.lease_s`; writes every `Times.beat_s`.
         """
         now = time.monotonic()
-        if self._beat_at is not None and now - self._beat_at < BEAT_S:
+        if self._beat_at is not None and now - self._beat_at < self._times.beat_s:
             return True
         try:
             with self._registry.exclusive(self._name):
@@ -89,7 +89,7 @@ class Lease:
     def _is_over(self, held: _Held, now: float) -> bool:
         if held != self._seen:
             self._seen, self._seen_at = held, now
-        return now - self._seen_at > EXPIRES_S or not kernel_may_live(held.kernel)
+        return now - self._seen_at > self._times.lease_s or not kernel_may_live(held.kernel)
 
     def _read(self) -> _Held | None:
         try:

@@ -15,7 +15,6 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,10 @@ from distributed import Client
 from support.readme import readme_configuration
 from support.state_folder import local_sessions
 
-from cml_dask_magics.fleet.fleet import Fleet
+from cml_dask_magics import CMLCluster
 from cml_dask_magics.fleet.opening import open_fleet
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
+from cml_dask_magics.model.times import Times
 from cml_dask_magics.platforms.local import LocalSessions
 from cml_dask_magics.registry.registry import Registry
 
@@ -256,10 +256,10 @@ def test_sessions_that_do_not_end_stay_in_the_list_until_they_have(
     state: Path, side_bar: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work(manager: Any) -> None:
+        monkeypatch.setattr(CMLCluster, "times", Times(stop_s=1.0))
         cluster = (await manager.start_cluster())["id"]
         with monkeypatch.context() as patch:
             patch.setattr(LocalSessions, "stop_workers", lambda *args: None)
-            patch.setattr(Fleet, "end", partialmethod(Fleet.end, timeout_s=1.0))
             with pytest.raises(RuntimeError, match="did not stop"):
                 await manager.close_cluster(cluster)
         assert [model["id"] for model in manager.list_clusters()] == [cluster]

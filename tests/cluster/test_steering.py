@@ -16,10 +16,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from support.state_folder import local_sessions, private
 
 from cml_dask_magics import CMLCluster
-from cml_dask_magics.cluster import cluster as cluster_module
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
-from cml_dask_magics.registry import lease
+from cml_dask_magics.model.times import Times
 from cml_dask_magics.registry.registry import Registry
 from cml_dask_magics.registry.run_folder import session_logs
 
@@ -29,9 +28,7 @@ pytestmark = pytest.mark.dask
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks and heartbeats made quicker; what they lead to stays the same."""
-    monkeypatch.setattr(cluster_module, "STEER_S", 0.3)
-    monkeypatch.setattr(lease, "BEAT_S", 0.5)
-    monkeypatch.setattr(lease, "EXPIRES_S", 3.0)
+    monkeypatch.setattr(CMLCluster, "times", Times(steer_s=0.3, beat_s=0.5, lease_s=3.0))
 
 
 def running(state: Path) -> set[str]:
@@ -150,9 +147,8 @@ def test_a_cluster_that_nobody_uses_ends_and_its_record_with_it(state: Path) -> 
 OTHER_KERNEL = """
 import sys, time
 from cml_dask_magics import CMLCluster
-from cml_dask_magics.cluster import cluster as cluster_module
-from cml_dask_magics.registry import lease
-cluster_module.STEER_S, lease.BEAT_S, lease.EXPIRES_S = 0.3, 0.5, 3.0
+from cml_dask_magics.model.times import Times
+CMLCluster.times = Times(steer_s=0.3, beat_s=0.5, lease_s=3.0)
 cluster = CMLCluster.from_name("default")
 print("attached", flush=True)
 for line in sys.stdin:
@@ -191,7 +187,7 @@ def test_of_two_kernels_one_heals_and_the_other_takes_over_when_it_is_gone(state
         until(lambda: len(cluster.observed - before) == 2)
         assert len(running(state)) == 3
         other.kill()
-        until(lambda: cluster._fleet.refresh() and len(cluster.plan) == 2)
+        until(lambda: cluster._fleet.journal.refresh() and len(cluster.plan) == 2)
 
 
 def test_a_kernel_sees_that_another_one_asked_for_adaptive_scaling(state: Path) -> None:

@@ -16,10 +16,11 @@ from support import memory_platform
 from support.faulty import Faulty, shell
 from support.state_folder import private
 
-from cml_dask_magics.fleet import orphans
+from cml_dask_magics import CMLCluster
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.opening import claim
 from cml_dask_magics.model.settings import make_settings
+from cml_dask_magics.model.times import Times
 
 MINE, OTHER = "kernelsession", "othersession"
 
@@ -42,6 +43,7 @@ def make_unreadable(path: Path) -> None:
     path.symlink_to(path.name)
 
 
+TIMES = Times(suspects_s=0.5)
 BREAKING = {
     "truncated": truncate,
     "garbage": fill_with_garbage,
@@ -53,7 +55,7 @@ BREAKING = {
 @pytest.fixture
 def platform(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[memory_platform.Workspace]:
     """The platform as a session sees it that has sessions of its own besides; it must never be told to stop those."""
-    monkeypatch.setattr(orphans, "_SUSPECT_WAIT_S", 0.5)
+    monkeypatch.setattr(CMLCluster, "times", TIMES)
     workspace = memory_platform.Workspace()
     workspace.first_status = "running"
     others = {workspace.add(MINE), workspace.add(OTHER)}
@@ -71,10 +73,10 @@ def platform(state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[memory_pl
 
 def cluster_of_another_kernel(name: str) -> Fleet:
     """A cluster on record, as a kernel that is gone has left it: its sessions run and print, nothing answers."""
-    cluster = claim(make_settings(name=name))
-    cluster.launch("scheduler", 1)
-    cluster.launch("worker", 2)
-    cluster.update(lambda record: replace(record, state="running", scheduler_address="tls://127.0.0.1:1"))
+    cluster = claim(make_settings(name=name), times=TIMES)
+    cluster.launches.launch("scheduler", 1)
+    cluster.launches.launch("worker", 2)
+    cluster.journal.update(lambda record: replace(record, state="running", scheduler_address="tls://127.0.0.1:1"))
     for session in cluster.record.sessions:
         (cluster.folder / "logs" / f"{session.id}.log").write_text("hello\n")
     return cluster

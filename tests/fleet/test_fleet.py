@@ -15,12 +15,11 @@ from support.memory_platform import HTML, Workspace
 
 from cml_dask_magics.cluster.scheduler import WorkerFigures
 from cml_dask_magics.cluster.snapshot import snapshot
-from cml_dask_magics.fleet import orphans
 from cml_dask_magics.fleet.failure import describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.model.record import Launch, Owner, Record, record_to_json
 from cml_dask_magics.model.settings import Settings
-from cml_dask_magics.platforms import pool as pool_module
+from cml_dask_magics.model.times import Times
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.platforms.pool import SessionPool
 from cml_dask_magics.registry.files import write_private
@@ -30,12 +29,9 @@ from cml_dask_magics.registry.run_folder import read_tail
 MINE, OTHER = "kernelsession", "othersession"
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    """Seconds of waiting made short; what they prove stays the same."""
-    monkeypatch.setattr(pool_module, "_MISSING_S_THAT_PROVES", 0.3)
-    monkeypatch.setattr(pool_module, "_STOP_AGAIN_S", 1.2)
-    monkeypatch.setattr(orphans, "_SUSPECT_WAIT_S", 0.6)
+# Seconds of waiting made short; what they prove stays the same.
+TIMES = Times(missing_s=0.3, stop_again_s=1.2, suspects_s=0.6)
+HURRIED = replace(TIMES, stop_s=0.5)
 
 
 @pytest.fixture
@@ -74,7 +70,7 @@ def make_settings(directory, **fields):
 def make_fleet(workspace, registry):
     """A cluster that was claimed just now, seen from a kernel in a session; or the same from another kernel."""
 
-    def make(name="default", session=MINE, token="0000aaaa", again=False):
+    def make(name="default", session=MINE, token="0000aaaa", again=False, times=TIMES):
         if again:
             record = registry.read(name)
         else:
@@ -88,8 +84,8 @@ def make_fleet(workspace, registry):
                 requested=2,
             )
             registry.claim(record)
-        pool = SessionPool(Platform("cml", workspace.caller(session), session=session))
-        return Fleet(registry, pool, record, make_settings(registry.state_directory))
+        pool = SessionPool(Platform("cml", workspace.caller(session), session=session), times)
+        return Fleet(registry, pool, record, make_settings(registry.state_directory), times)
 
     return make
 
@@ -114,8 +110,8 @@ def log(cluster, session, text="hello\n"):
 
 
 def test_every_id_is_on_record_before_launch_returns(cluster, registry, ours):
-    cluster.launch("scheduler", 1)
-    cluster.launch("worker", 3)
+    cluster.launches.launch("scheduler", 1)
+    cluster.launches.launch("worker", 3)
     record = registry.read("default")
     assert recorded(registry) == set(ours())
     assert sorted(session.role for session in record.sessions) == ["scheduler", "worker", "worker", "worker"]
@@ -129,23 +125,23 @@ def test_every_id_is_on_record_before_launch_returns(cluster, registry, ours):
 def test_a_kernel_that_dies_inside_the_launch_leaves_word_that_there_is_something_to_find(cluster, registry, workspace):
     seen = []
     workspace.on_launch = lambda _: seen.append(registry.read("default").launching)
-    cluster.launch("worker", 2)
+    cluster.launches.launch("worker", 2)
     assert len(seen[0]) == 1
-    assert (seen[0][0].n, seen[0][0].role, seen[0][0].owner) == (2, "worker", cluster.kernel)
+    assert (seen[0][0].n, seen[0][0].role, seen[0][0].owner) == (2, "worker", cluster.journal.kernel)
     assert not seen[0][0].answered
 
 
 def test_two_kernels_that_see_the_same_worker_missing_launch_one(cluster, make_fleet, registry, workspace, ours):
     other = make_fleet(again=True)
-    workspace.on_launch = lambda _: other.grow(1, automatic=True)
-    cluster.grow(1, automatic=True)
+    workspace.on_launch = lambda _: other.launches.grow(1, automatic=True)
+    cluster.launches.grow(1, automatic=True)
     assert len(ours()) == 1 and recorded(registry) == set(ours())
 
 
 def test_nothing_is_launched_for_a_cluster_that_another_kernel_is_stopping(cluster, make_fleet, workspace, ours):
-    make_fleet(again=True).update(lambda record: replace(record, state="stopping"))
+    make_fleet(again=True).journal.update(lambda record: replace(record, state="stopping"))
     with pytest.raises(RuntimeError, match="is being stopped"):
-        cluster.grow(2, automatic=True)
+        cluster.launches.grow(2, automatic=True)
     assert ours() == []
 
 
@@ -153,29 +149,29 @@ def test_a_launch_that_is_answered_when_its_cluster_is_being_stopped_is_stopped_
     cluster, make_fleet, workspace, ours
 ):
     other = make_fleet(again=True)
-    workspace.on_launch = lambda _: other.update(lambda record: replace(record, state="stopping"))
+    workspace.on_launch = lambda _: other.journal.update(lambda record: replace(record, state="stopping"))
     with pytest.raises(RuntimeError, match="is being stopped"):
-        cluster.grow(2)
+        cluster.launches.grow(2)
     assert ours() == []
 
 
 def test_healing_does_not_launch_what_was_taken_away_meanwhile(cluster, registry, ours):
-    cluster.update(lambda record: replace(record, requested=1))
-    cluster.grow(3, automatic=True)
+    cluster.journal.update(lambda record: replace(record, requested=1))
+    cluster.launches.grow(3, automatic=True)
     assert len(ours()) == 1
 
 
 def test_what_a_salvaged_record_names_and_has_ended_is_no_loss_and_not_asked_for(cluster, workspace, registry, ours):
     write_private(cluster.folder / "scheduler.json", '{"address": "tcp://127.0.0.1:1"}')
     write_private(cluster.folder / "claim.json", record_to_json(replace(cluster.record, settings={"cpu": 1})))
-    cluster.launch("worker", 3)
+    cluster.launches.launch("worker", 3)
     for session in ours():
         log(cluster, session)
     gone, *left = ours()
     workspace.set("stopped", gone)
     (registry.folder("default") / "record.json").unlink()
     registry.read("default")
-    assert cluster.refresh()
+    assert cluster.journal.refresh()
     assert len(cluster.record.sessions) == 3
     cluster.observe(cluster.pool.listing())
     assert cluster.record.requested == 2 and cluster.lost == {} and cluster.plan == set(left)
@@ -183,13 +179,13 @@ def test_what_a_salvaged_record_names_and_has_ended_is_no_loss_and_not_asked_for
 
 def test_a_launch_in_which_a_kernel_died_is_waited_for_no_longer(cluster, registry, ours):
     dead = Owner(MINE, socket.gethostname(), dead_pid())
-    cluster.update(lambda record: replace(record, launching=(Launch("0", "worker", 2, time.time(), dead),)))
-    cluster.grow(2)
+    cluster.journal.update(lambda record: replace(record, launching=(Launch("0", "worker", 2, time.time(), dead),)))
+    cluster.launches.grow(2)
     assert len(ours()) == 2
 
 
 def test_a_worker_that_is_withdrawn_is_no_loss_whoever_sees_it_end(cluster, make_fleet, workspace, registry):
-    cluster.launch("worker", 2)
+    cluster.launches.launch("worker", 2)
     first, second = sorted(recorded(registry))
     cluster.withdraw([first], 1)
     other = make_fleet(again=True)
@@ -202,11 +198,11 @@ def test_a_worker_that_is_withdrawn_is_no_loss_whoever_sees_it_end(cluster, make
 
 def test_replacements_that_never_connected_are_counted_until_one_does(cluster, workspace, registry):
     for failed in (1, 2):
-        cluster.grow(1, automatic=True)
+        cluster.launches.grow(1, automatic=True)
         workspace.set("failed", *recorded(registry))
         cluster.observe(cluster.pool.listing())
         assert registry.read("default").failed_replacements == failed
-    cluster.grow(1, automatic=True)
+    cluster.launches.grow(1, automatic=True)
     cluster.note_connected(recorded(registry))
     assert registry.read("default").failed_replacements == 0
     workspace.set("failed", *recorded(registry))
@@ -216,14 +212,14 @@ def test_replacements_that_never_connected_are_counted_until_one_does(cluster, w
 
 def test_what_a_broken_launch_created_is_adopted_once_it_shows_that_it_is_ours(cluster, workspace, registry, ours):
     workspace.break_launch = 2, ConnectionResetError("reset")
-    cluster.launch("worker", 2)
+    cluster.launches.launch("worker", 2)
     first, second = ours()
     log(cluster, first)
-    cluster.adopt([])
+    cluster.orphans.adopt([])
     assert recorded(registry) == {first}
     log(cluster, second)
     workspace.set("failed", second)
-    cluster.adopt([])
+    cluster.orphans.adopt([])
     assert recorded(registry) == {first}, "what has ended is not taken in"
 
 
@@ -236,7 +232,7 @@ def test_what_a_kernel_launched_as_it_was_killed_is_stopped_though_it_starts_lat
 
     workspace.on_launch = kill
     with pytest.raises(Killed):
-        cluster.launch("worker", 2)
+        cluster.launches.launch("worker", 2)
     workspace.on_launch = None
     late = ours()
     other = make_fleet(again=True)
@@ -247,26 +243,26 @@ def test_what_a_kernel_launched_as_it_was_killed_is_stopped_though_it_starts_lat
 
 def test_a_record_that_somebody_deletes_is_written_again_by_the_kernel_that_knows_it(cluster, registry):
     write_private(cluster.folder / "scheduler.json", "")
-    cluster.launch("worker", 2)
+    cluster.launches.launch("worker", 2)
     before = cluster.record
     shutil.rmtree(registry.folder("default"))
-    assert cluster.refresh()
+    assert cluster.journal.refresh()
     assert recorded(registry) == {session.id for session in before.sessions}
     assert "deleted" in registry.read("default").events[-1][1]
 
 
 def test_a_refused_session_that_was_created_all_the_same_is_on_record_and_stopped(cluster, registry, workspace, ours):
     workspace.refuse = [("bad profile", True)]
-    cluster.launch("worker", 2)
+    cluster.launches.launch("worker", 2)
     assert recorded(registry) == set(ours())
-    assert cluster.refusals == (("worker", "bad profile"),)
+    assert cluster.launches.refusals == (("worker", "bad profile"),)
     cluster.end()
     assert ours() == []
 
 
 def test_sessions_of_a_broken_launch_are_stopped_once_they_show_that_they_are_ours(cluster, registry, workspace, ours):
     workspace.break_launch = 2, ConnectionResetError("reset")
-    cluster.launch("worker", 2)
+    cluster.launches.launch("worker", 2)
     assert registry.read("default").launching != ()
     assert recorded(registry) == set()
     for session in ours():
@@ -282,7 +278,7 @@ def test_a_session_of_a_broken_launch_that_printed_and_ended_does_not_hold_the_e
     cluster, registry, workspace, ours
 ):
     workspace.break_launch = 1, ConnectionResetError("reset")
-    cluster.launch("worker", 1)
+    cluster.launches.launch("worker", 1)
     (session,) = ours()
     log(cluster, session)
     workspace.set("succeeded", session)
@@ -294,7 +290,7 @@ def test_a_foreign_session_that_appeared_during_a_broken_launch_is_left_alone(cl
     appeared = []
     workspace.on_launch = lambda _: appeared.append(workspace.add(MINE))
     workspace.break_launch = 0, ConnectionResetError("reset")
-    launched = cluster.launch("worker", 1)
+    launched = cluster.launches.launch("worker", 1)
     assert set(launched.suspects) == set(appeared)
     cluster.end()
     assert set(appeared) <= set(workspace.up())
@@ -304,7 +300,7 @@ def test_a_foreign_session_that_appeared_during_a_broken_launch_is_left_alone(cl
 def test_a_launch_that_broke_while_nothing_could_be_listed_stays_unaccounted_for(cluster, registry, workspace, ours):
     workspace.break_launch = 1, ConnectionResetError("reset")
     workspace.list_down = ConnectionResetError("reset")
-    cluster.launch("scheduler", 1)
+    cluster.launches.launch("scheduler", 1)
     workspace.list_down = None
     assert registry.read("default").launching != ()
     (session,) = ours()
@@ -317,7 +313,7 @@ def test_what_was_launched_is_stopped_by_a_later_kernel_that_never_saw_it_start(
     cluster, make_fleet, registry, workspace, ours
 ):
     workspace.break_launch = 2, ConnectionResetError("reset")
-    cluster.launch("worker", 2)
+    cluster.launches.launch("worker", 2)
     for session in ours():
         log(cluster, session)
     make_fleet(again=True).end()
@@ -326,8 +322,8 @@ def test_what_was_launched_is_stopped_by_a_later_kernel_that_never_saw_it_start(
 
 
 def test_another_session_of_the_project_can_end_the_cluster(cluster, make_fleet, registry, ours):
-    cluster.launch("scheduler", 1)
-    cluster.launch("worker", 2)
+    cluster.launches.launch("scheduler", 1)
+    cluster.launches.launch("worker", 2)
     ended = make_fleet(session=OTHER, again=True).end()
     assert ended.sessions == 3
     assert ours() == []
@@ -338,12 +334,12 @@ def test_another_session_does_not_forget_what_it_found_in_the_logs_and_could_not
     cluster, make_fleet, registry, workspace, ours
 ):
     workspace.break_launch = 1, ConnectionResetError("reset")
-    cluster.launch("worker", 1)
+    cluster.launches.launch("worker", 1)
     (session,) = ours()
     log(cluster, session)
     workspace.stop_modes = {session: "refuse"}
     with pytest.raises(StillUpError):
-        make_fleet(session=OTHER, again=True).end(timeout_s=2)
+        make_fleet(session=OTHER, again=True, times=HURRIED).end()
     assert registry.names() == ["default"]
     workspace.stop_modes = {}
     make_fleet(session=OTHER, again=True).end()
@@ -355,7 +351,7 @@ def test_sessions_launched_while_another_kernel_ends_the_cluster_are_not_left_be
 ):
     workspace.on_launch = lambda _: make_fleet(again=True).end()
     with contextlib.suppress(KeyError, RuntimeError):
-        cluster.launch("worker", 2)
+        cluster.launches.launch("worker", 2)
     workspace.on_launch = None
     with contextlib.suppress(KeyError, RuntimeError):
         cluster.end()
@@ -367,21 +363,21 @@ def test_sessions_that_cannot_be_recorded_are_stopped_at_once(cluster, registry,
     with contextlib.ExitStack() as stack:
         workspace.on_launch = lambda _: stack.enter_context(full_disk())
         with pytest.raises(RuntimeError, match="state folder"):
-            cluster.launch("worker", 2)
+            cluster.launches.launch("worker", 2)
     assert ours() == [] or recorded(registry) == set(ours())
 
 
 def test_a_full_disk_does_not_keep_anybody_from_stopping_the_sessions(cluster, full_disk, ours):
-    cluster.launch("worker", 2)
+    cluster.launches.launch("worker", 2)
     with full_disk(), contextlib.suppress(RuntimeError):
-        cluster.end(timeout_s=3)
+        cluster.end()
     assert ours() == []
 
 
 def test_ending_stops_everything_and_then_forgets(cluster, registry, workspace, ours):
     workspace.stop_modes["*"] = "slow"
-    cluster.launch("scheduler", 1)
-    cluster.launch("worker", 2)
+    cluster.launches.launch("scheduler", 1)
+    cluster.launches.launch("worker", 2)
     ended = cluster.end()
     assert (ended.name, ended.sessions) == ("default", 3)
     assert ended.uptime_s >= 0
@@ -390,11 +386,12 @@ def test_ending_stops_everything_and_then_forgets(cluster, registry, workspace, 
 
 
 def test_the_record_stays_while_a_session_is_up_and_ending_can_be_repeated(cluster, registry, workspace, ours):
-    cluster.launch("worker", 3)
+    cluster.launches.launch("worker", 3)
     stubborn, deaf = ours()[:2]
     workspace.stop_modes = {stubborn: "refuse", deaf: "ignore"}
+    cluster.times = HURRIED
     with pytest.raises(StillUpError) as error:
-        cluster.end(timeout_s=0.5)
+        cluster.end()
     message = str(error.value)
     assert stubborn in message
     assert deaf in message
@@ -403,7 +400,7 @@ def test_the_record_stays_while_a_session_is_up_and_ending_can_be_repeated(clust
     assert "\n" not in message
     assert recorded(registry) >= {stubborn, deaf}
     assert registry.read("default").state == "stopping"
-    workspace.stop_modes = {}
+    workspace.stop_modes, cluster.times = {}, TIMES
     cluster.end()
     assert ours() == []
     assert registry.names() == []
@@ -411,27 +408,27 @@ def test_the_record_stays_while_a_session_is_up_and_ending_can_be_repeated(clust
 
 
 def test_nothing_is_launched_into_a_cluster_that_is_being_ended(cluster, workspace):
-    cluster.launch("worker", 1)
+    cluster.launches.launch("worker", 1)
     cluster.end()
     with pytest.raises(RuntimeError, match="being stopped"):
-        cluster.launch("worker", 1)
+        cluster.launches.launch("worker", 1)
     assert workspace.count("launch") == 1
 
 
 def test_ending_a_cluster_that_another_kernel_ended_leaves_the_next_one_alone(cluster, make_fleet, registry, ours):
-    cluster.launch("worker", 1)
+    cluster.launches.launch("worker", 1)
     make_fleet(again=True).end()
     new = make_fleet(token="1111bbbb")
-    new.launch("worker", 2)
+    new.launches.launch("worker", 2)
     cluster.end()
     assert recorded(registry) == set(ours())
     assert len(ours()) == 2
-    assert cluster.refresh() is False
+    assert cluster.journal.refresh() is False
     new.end()
 
 
 def test_ending_late_does_not_forget_the_cluster_that_came_in_between(cluster, make_fleet, registry, workspace, ours):
-    cluster.launch("worker", 1)
+    cluster.launches.launch("worker", 1)
     came = []
 
     def meanwhile(responses):
@@ -451,7 +448,7 @@ def test_ending_late_does_not_forget_the_cluster_that_came_in_between(cluster, m
 
 
 def test_stopping_some_sessions_stops_exactly_those(cluster, registry, workspace, ours):
-    cluster.launch("worker", 3)
+    cluster.launches.launch("worker", 3)
     victim, *others = ours()
     cluster.stop([victim, "unknown"])
     assert sorted(others) == ours()
@@ -465,7 +462,7 @@ def test_stopping_some_sessions_stops_exactly_those(cluster, registry, workspace
 
 def test_a_session_that_dies_by_itself_is_noticed_and_told(cluster, registry, workspace):
     workspace.first_status = "running"
-    cluster.launch("worker", 2)
+    cluster.launches.launch("worker", 2)
     dead, alive = recorded(registry)
     cluster.observe(cluster.pool.listing())
     workspace.set("failed", dead)
@@ -478,7 +475,7 @@ def test_a_session_that_dies_by_itself_is_noticed_and_told(cluster, registry, wo
 
 
 def test_a_session_goes_through_its_states(cluster, registry, workspace):
-    cluster.launch("worker", 1)
+    cluster.launches.launch("worker", 1)
     (session,) = recorded(registry)
     cluster.observe(cluster.pool.listing())
     assert cluster.state(cluster.record.sessions[0], False) == "pending"
@@ -488,16 +485,18 @@ def test_a_session_goes_through_its_states(cluster, registry, workspace):
     assert cluster.state(cluster.record.sessions[0], True) == "running"
     assert registry.read("default").sessions[0].ip_address.startswith("100.66.")
     workspace.stop_modes["*"] = "ignore"
+    cluster.times = HURRIED
     with pytest.raises(StillUpError):
-        cluster.stop([session], timeout_s=0.3)
+        cluster.stop([session])
+    cluster.times = TIMES
     assert cluster.state(cluster.record.sessions[0], True) == "stopping"
     workspace.stop_modes = {}
     cluster.end()
 
 
 def test_usage_counts_what_ran_for_as_long_as_it_ran(cluster, registry, workspace):
-    cluster.launch("scheduler", 1)
-    cluster.launch("worker", 2)
+    cluster.launches.launch("scheduler", 1)
+    cluster.launches.launch("worker", 2)
     now = time.time()
 
     def aged(record):
@@ -507,7 +506,7 @@ def test_usage_counts_what_ran_for_as_long_as_it_ran(cluster, registry, workspac
             record, sessions=tuple(replace(session, running_at=None) if session is one else session for session in ran)
         )
 
-    cluster.update(aged)
+    cluster.journal.update(aged)
     usage = cluster.usage()  # the scheduler (1 core, 2 GiB) and one worker (1.5 cores, 4 GiB, a GPU) for an hour
     assert usage.core_hours == pytest.approx(2.5, abs=0.01)
     assert usage.gib_hours == pytest.approx(6, abs=0.01)
@@ -521,7 +520,7 @@ def test_usage_counts_what_ran_for_as_long_as_it_ran(cluster, registry, workspac
 
 
 def test_watching_writes_down_what_the_platform_shows(cluster, registry, workspace):
-    cluster.launch("worker", 1)
+    cluster.launches.launch("worker", 1)
     workspace.set("running", *recorded(registry))
     cluster.watch()
     deadline = time.monotonic() + 5
@@ -534,7 +533,7 @@ def test_watching_writes_down_what_the_platform_shows(cluster, registry, workspa
 
 def test_watching_never_takes_another_sessions_sessions_for_dead(cluster, make_fleet, registry, workspace, ours):
     workspace.first_status = "running"
-    cluster.launch("worker", 1)
+    cluster.launches.launch("worker", 1)
     elsewhere = make_fleet(session=OTHER, again=True)
     elsewhere.watch()
     time.sleep(1.5)
@@ -545,7 +544,7 @@ def test_watching_never_takes_another_sessions_sessions_for_dead(cluster, make_f
 
 @pytest.mark.parametrize("answer", [ConnectionError(HTML), None])
 def test_listings_that_fail_do_not_keep_the_cluster_from_ending(cluster, registry, workspace, ours, answer):
-    cluster.launch("worker", 2)
+    cluster.launches.launch("worker", 2)
     workspace.list_errors = [answer] * 3
     cluster.end()
     assert ours() == []
@@ -554,9 +553,9 @@ def test_listings_that_fail_do_not_keep_the_cluster_from_ending(cluster, registr
 
 def test_the_story_of_a_failure_names_every_session_why_and_what_it_printed(cluster, registry, workspace):
     workspace.refuse = ["quota exceeded"]
-    cluster.launch("scheduler", 1)
+    cluster.launches.launch("scheduler", 1)
     workspace.first_status = "running"
-    cluster.launch("worker", 2)
+    cluster.launches.launch("worker", 2)
     dead, stuck = recorded(registry)
     log(cluster, dead, "first\nModuleNotFoundError: No module named 'dask'\n")
     cluster.observe(cluster.pool.listing())
@@ -569,8 +568,8 @@ def test_the_story_of_a_failure_names_every_session_why_and_what_it_printed(clus
 
 def test_the_snapshot_of_a_cluster_shows_its_sessions_and_what_failed(cluster, registry, workspace):
     workspace.first_status = "running"
-    cluster.launch("scheduler", 1)
-    cluster.launch("worker", 2)
+    cluster.launches.launch("scheduler", 1)
+    cluster.launches.launch("worker", 2)
     cluster.observe(cluster.pool.listing())
     workers = sorted(s.id for s in cluster.record.sessions if s.role == "worker")
     workspace.set("failed", workers[0])

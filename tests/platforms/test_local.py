@@ -17,9 +17,8 @@ from cml_dask_magics.platforms.pool import SessionPool
 
 
 @pytest.fixture
-def api(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "_GRACE_S", 0.3)
-    api = LocalSessions(tmp_path / "local-sessions")
+def api(tmp_path):
+    api = LocalSessions(tmp_path / "local-sessions", grace_s=0.3)
     yield api
     if api.directory.is_dir():
         api.stop_workers(*[session["id"] for session in api.list_workers()])

@@ -6,7 +6,7 @@ import time
 import pytest
 from support.memory_platform import HTML, Answer, Workspace
 
-from cml_dask_magics.platforms import pool as pool_module
+from cml_dask_magics.model.times import Times
 from cml_dask_magics.platforms.api import Platform, PlatformError
 from cml_dask_magics.platforms.pool import SessionPool
 
@@ -19,15 +19,14 @@ def workspace():
 
 
 @pytest.fixture
-def pool(workspace):
-    return SessionPool(Platform("cml", workspace.caller(MINE), session=MINE))
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def times():
     """Seconds of waiting made short; what they prove stays the same."""
-    monkeypatch.setattr(pool_module, "_MISSING_S_THAT_PROVES", 0.3)
-    monkeypatch.setattr(pool_module, "_STOP_AGAIN_S", 1.2)
+    return Times(missing_s=0.3, stop_again_s=1.2)
+
+
+@pytest.fixture
+def pool(workspace, times):
+    return SessionPool(Platform("cml", workspace.caller(MINE), session=MINE), times)
 
 
 @pytest.fixture(autouse=True)
@@ -260,9 +259,9 @@ def test_a_session_that_is_missing_for_good_counts_as_ended(pool, workspace):
     assert pool.stop(ids, visible=ids, timeout_s=10) == {}
 
 
-def test_a_platform_that_takes_its_time_does_not_make_stopping_endless(pool, workspace, monkeypatch):
+@pytest.mark.parametrize("times", [Times(stop_again_s=0.05)])
+def test_a_platform_that_takes_its_time_does_not_make_stopping_endless(pool, workspace):
     # Each call takes longer than the pause after which a stop is repeated.
-    monkeypatch.setattr(pool_module, "_STOP_AGAIN_S", 0.05)
     ids = ids_of(launch(pool, 1))
     workspace.stop_modes["*"] = "ignore"
     workspace.list_delay_s = 0.1
@@ -427,9 +426,8 @@ def listings_within(workspace, seconds):
     return workspace.count("list") - before
 
 
-def test_a_quiet_cluster_is_asked_after_less_and_less(pool, workspace, watch, monkeypatch):
-    monkeypatch.setattr(pool_module, "_POLL_FIRST_S", 0.02)
-    monkeypatch.setattr(pool_module, "_POLL_PENDING_S", 0.1)
+@pytest.mark.parametrize("times", [Times(poll_first_s=0.02, poll_pending_s=0.1)])
+def test_a_quiet_cluster_is_asked_after_less_and_less(pool, workspace, watch):
     workspace.first_status = "running"
     ids = ids_of(launch(pool, 1))
     watcher = watch(ids)
@@ -440,12 +438,10 @@ def test_a_quiet_cluster_is_asked_after_less_and_less(pool, workspace, watch, mo
     assert late < early
 
 
+@pytest.mark.parametrize("times", [Times(poll_first_s=0.02, poll_pending_s=0.1, missing_s=60)])
 @pytest.mark.parametrize("shown", [True, False])
-def test_a_session_that_is_awaited_is_asked_after_often(pool, workspace, watch, monkeypatch, shown):
+def test_a_session_that_is_awaited_is_asked_after_often(pool, workspace, watch, shown):
     # As long as it is pending, and also while the platform's list does not show it yet.
-    monkeypatch.setattr(pool_module, "_POLL_FIRST_S", 0.02)
-    monkeypatch.setattr(pool_module, "_POLL_PENDING_S", 0.1)
-    monkeypatch.setattr(pool_module, "_MISSING_S_THAT_PROVES", 60)
     ids = ids_of(launch(pool, 1))
     if not shown:
         workspace.hidden = {ids[0]: 10**6}
@@ -454,9 +450,8 @@ def test_a_session_that_is_awaited_is_asked_after_often(pool, workspace, watch, 
     assert listings_within(workspace, 1.0) >= 4
 
 
-def test_a_launch_wakes_a_poller_that_had_gone_quiet(pool, workspace, watch, monkeypatch):
-    monkeypatch.setattr(pool_module, "_POLL_FIRST_S", 30)
-    monkeypatch.setattr(pool_module, "_POLL_QUIET_S", 30)
+@pytest.mark.parametrize("times", [Times(poll_first_s=30, poll_quiet_s=30)])
+def test_a_launch_wakes_a_poller_that_had_gone_quiet(pool, workspace, watch):
     watcher = watch([])
     assert watcher.wait_until(lambda _: True)
     time.sleep(0.2)

@@ -470,7 +470,7 @@ def test_a_cluster_that_an_older_release_started_is_found_changed_and_stopped_wh
     assert [worker.session for worker in shown.workers] == [session["id"]] and not problems
     fleet = open_fleet(registry, "default")
     assert fleet is not None
-    launched = fleet.launch("worker", 1).sessions
+    launched = fleet.launches.launch("worker", 1).sessions
     assert {each.id for each in launched} < {each["id"] for each in platform.list_workers()}
 
     ended = kernel_clusters.down(state, "default")

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from cml_dask_magics.model.record import Owner, Record
+from cml_dask_magics.model.times import USUAL
 from cml_dask_magics.registry import lease as lease_module
 from cml_dask_magics.registry.lease import Lease
 from cml_dask_magics.registry.registry import Registry
@@ -59,7 +60,7 @@ def test_a_kernel_that_says_nothing_any_more_is_followed_by_another(registry, cl
     first, second = Lease(registry, "default", ELSEWHERE), Lease(registry, "default", HERE)
     assert holds(first, clock)
     assert not second.hold()
-    clock.now += lease_module.EXPIRES_S + 1
+    clock.now += USUAL.lease_s + 1
     assert holds(second, clock)
     assert not first.hold(), "it was away for too long, and sees that"
 

@@ -26,17 +26,15 @@ USUAL = {
 }
 # Seconds of waiting made short in a kernel: the code is the same, and there is no setting for them.
 HURRY = """
-from cml_dask_magics.fleet import fleet, orphans
-from cml_dask_magics.registry import lease
-from cml_dask_magics.platforms import pool
-from cml_dask_magics.cluster import cluster as cluster_module
-fleet.Fleet.end.__defaults__ = (4.0,)
-orphans._SUSPECT_WAIT_S = 2.0
-lease.BEAT_S, lease.EXPIRES_S = 1.0, 5.0
-pool._STOP_AGAIN_S = pool._POLL_QUIET_S = cluster_module.STEER_S = 0.5
+from dataclasses import replace
+from cml_dask_magics import CMLCluster
+from cml_dask_magics.model.times import Times
+CMLCluster.times = Times(
+    stop_s=4.0, suspects_s=2.0, beat_s=1.0, lease_s=5.0, stop_again_s=0.5, poll_quiet_s=0.5, steer_s=0.5
+)
 """
 # Where what is waited for does come, however slow the machine is.
-PATIENT = "fleet.Fleet.end.__defaults__, orphans._SUSPECT_WAIT_S = (60.0,), 60.0"
+PATIENT = "CMLCluster.times = replace(CMLCluster.times, stop_s=60.0, suspects_s=60.0)"
 SLEEPER = """
 import time
 def slowly(i):
@@ -146,7 +144,7 @@ class Faulty(Notebook):
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """Ending a cluster waits for sessions to print something as long as on the platform, and longer."""
+        """What is started in here waits as long as on the platform, and longer, for sessions to print something."""
         self.run(PATIENT)
         yield
         self.run(HURRY)

@@ -27,7 +27,6 @@ from cml_dask_magics.model.settings import Settings, make_settings
 from cml_dask_magics.platforms import pool
 from cml_dask_magics.platforms.api import Platform, PlatformError
 from cml_dask_magics.registry import lease, liveness, registry, run_folder
-from cml_dask_magics.registry.lease import Lease
 from cml_dask_magics.registry.registry import NameTakenError, Registry, RegistryError
 from support.memory_platform import MemoryAPI, MemorySession, Workspace
 
@@ -240,8 +239,7 @@ class World:
 
     def hold(self, kernel: Kernel, cluster: Fleet) -> Held:
         watch = pool._Watch(cluster.visible, cluster.observe)
-        lease = Lease(self.registry, cluster.record.name, cluster.kernel)
-        held = kernel.held[cluster.record.name] = Held(cluster, Supervisor(cluster, lease), watch, self.clock.now)
+        held = kernel.held[cluster.record.name] = Held(cluster, Supervisor(cluster), watch, self.clock.now)
         return held
 
     def poll(self, held: Held) -> None:
@@ -251,7 +249,7 @@ class World:
     def up(self, kernel: Kernel, name: str, n: int) -> None:
         """What ``%dask_up n --name name`` does, without Dask."""
         held = kernel.held.get(name)
-        if held is not None and (not held.fleet.refresh() or self.lost(held)):
+        if held is not None and (not held.fleet.journal.refresh() or self.lost(held)):
             del kernel.held[name]
             held = None
         if held is None:
@@ -270,7 +268,7 @@ class World:
         cluster = opening.claim(replace(self.settings, name=name, n_workers=n))
         held = self.hold(kernel, cluster)
         try:
-            refused = [cluster.launch("scheduler", 1).refusals, cluster.launch("worker", n).refusals]
+            refused = [cluster.launches.launch("scheduler", 1).refusals, cluster.launches.launch("worker", n).refusals]
             deadline = self.clock.now + 30
             while not any(refused) and not cluster.lost and self.clock.now < deadline:
                 self.poll(held)
@@ -279,7 +277,7 @@ class World:
                 self.clock.sleep(0.5)
             if any(refused) or cluster.lost or not self.observed(held):
                 raise RuntimeError("did not start")
-            cluster.update(lambda record: replace(record, state="running"))
+            cluster.journal.update(lambda record: replace(record, state="running"))
         except Exception:
             del kernel.held[name]
             cluster.end()
@@ -288,11 +286,11 @@ class World:
     def scale(self, held: Held, n: int) -> None:
         cluster = held.fleet
         if n >= len(cluster.plan):
-            answer = cluster.grow(n)
+            answer = cluster.launches.grow(n)
             if answer.refusals:
                 cluster.tidy_refusal(answer, [*answer.strays, *(info.id for info in answer.sessions)])
                 return
-            cluster.update(lambda record: replace(record, requested=n, failed_replacements=0))
+            cluster.journal.update(lambda record: replace(record, requested=n, failed_replacements=0))
         else:
             victims = sorted(cluster.plan)[n:]
             cluster.withdraw(victims, n)
@@ -302,9 +300,9 @@ class World:
         """What Dask's adaptive scaling does in the kernel that steers."""
         cluster = held.fleet
         if held.steers and not self.lost(held) and held.supervisor.may_launch():
-            cluster.update(lambda record: replace(record, adapt=(0, n)))
+            cluster.journal.update(lambda record: replace(record, adapt=(0, n)))
             held.supervisor.launch(n)
-            cluster.update(lambda record: replace(record, adapt=None, requested=len(cluster.plan)))
+            cluster.journal.update(lambda record: replace(record, adapt=None, requested=len(cluster.plan)))
 
     def steer(self, kernel: Kernel, name: str) -> None:
         """What a kernel does about a cluster every two seconds: it looks, has its supervisor act, and does the rest."""
