@@ -70,6 +70,8 @@ class Option:
         How help names the value; empty for a switch.
     help : str
         What it is, with its unit and default.
+    of_call : bool
+        Whether it belongs to one call, and not to the cluster: it is not on record.
     default : Any
         As `read` takes it. `cml_dask_magics.yaml` holds the same, for users to copy.
     """
@@ -80,6 +82,7 @@ class Option:
     metavar: str = ""
     help: str = ""
     default: Any = None
+    of_call: bool = False
 
 
 def _directory(value: Any) -> Path:
@@ -118,9 +121,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("local", "local", readers.switch, "",
            "processes of this machine instead of CML sessions; the only way where there is no CML", False),
     Option("no-tls", "tls", lambda v: not readers.switch(v), "", "plain tcp:// instead of TLS", False),
-    Option("background", "background", readers.switch, "", "return at once; the panel goes on telling", False),
-    Option("client", "client", readers.variable, "VAR", "variable to put the client into", "client"),
-    Option("cluster", "cluster", readers.variable, "VAR", "variable to put the cluster into", "cluster"),
+    Option("background", "background", readers.switch, "", "return at once; the panel goes on telling", False, of_call=True),
+    Option("client", "client", readers.variable, "VAR", "variable to put the client into", "client", of_call=True),
+    Option("cluster", "cluster", readers.variable, "VAR", "variable to put the cluster into", "cluster", of_call=True),
     Option("state-directory", "state_directory", _directory),
     Option("python", "python", readers.python),
     Option("launch-options", "launch_options", readers.launch_options, default={}),
@@ -185,12 +188,18 @@ def make_settings(spelled: Spelling = as_keyword, **given: Any) -> Settings:
 
 
 def settings_to_json(settings: Settings) -> dict[str, Any]:
-    """Settings as plain JSON values, for a record."""
-    return asdict(settings) | {"state_directory": str(settings.state_directory)}
+    """What a cluster was started with as plain JSON values, for its record; what belongs to one call is not in it."""
+    values = asdict(settings) | {"state_directory": str(settings.state_directory)}
+    return {option.field: values[option.field] for option in OPTIONS if not option.of_call}
 
 
 def settings_from_json(data: Mapping[str, Any]) -> Settings:
-    """The settings that `settings_to_json` took apart.
+    """The settings that `settings_to_json` took apart; what belongs to one call is as by default.
+
+    Parameters
+    ----------
+    data : mapping
+        Of a record of any version.
 
     Raises
     ------
@@ -199,9 +208,10 @@ def settings_from_json(data: Mapping[str, Any]) -> Settings:
     """
     if not isinstance(data, Mapping):
         raise TypeError("settings must be a mapping")
-    if set(data) != {option.field for option in OPTIONS}:
+    of_call = {option.field: option.default for option in OPTIONS if option.of_call}
+    if set(data) | set(of_call) != {option.field for option in OPTIONS}:
         raise TypeError("settings of another release")
-    given = {**data, "tls": not data["tls"]}  # the option is no-tls
+    given = {**data, **of_call, "tls": not data["tls"]}  # the option is no-tls
     try:
         return Settings(**{option.field: option.read(given[option.field]) for option in OPTIONS})
     except ValueError as error:

@@ -501,6 +501,14 @@ def test_adaptive_limits_survive_the_record(configure):
     assert settings_from_json(json.loads(json.dumps(settings_to_json(settings)))) == settings
 
 
+def test_what_belongs_to_one_call_is_not_on_record_and_was_in_version_1(configure):
+    configure()
+    data = settings_to_json(make_settings(client="c", cluster="k", background=True))
+    assert not {"client", "cluster", "background"} & set(data)
+    of_version_1 = {**data, "client": "c", "cluster": "k", "background": True}
+    assert settings_from_json(of_version_1) == settings_from_json(data) == make_settings()
+
+
 @pytest.mark.parametrize("field", ["n_workers", "state_directory", "dashboard_link", "adapt"])
 def test_settings_of_another_release_are_recognised_as_such(configure, field):
     configure()

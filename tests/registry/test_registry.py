@@ -259,7 +259,7 @@ BROKEN = {
     "binary": b"\xff\xfe\x00",
     "a list": "[]",
     "nested": "[" * 100000,
-    "newer": json.dumps({"version": 2}),
+    "newer": json.dumps({"version": 3}),
     "other fields": json.dumps({"version": 1, "name": "default"}),
 }
 
@@ -376,7 +376,7 @@ def test_a_full_disk_leaves_the_record_whole_and_no_litter(registry, full_disk):
 
 
 TEXT = st.text(max_size=20)
-FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+FLOATS = st.floats(0, 1e11)
 SESSIONS = st.builds(
     SessionRecord,
     id=st.text(min_size=1, max_size=16),
@@ -424,6 +424,17 @@ QUICK = hypothesis.settings(max_examples=60, deadline=None, database=None)
 @given(record=RECORDS)
 def test_a_record_comes_back_as_it_was_written(record):
     assert record_from_json(record_to_json(record)) == record
+
+
+def test_a_record_of_version_1_is_read_and_becomes_one_of_this_version(registry):
+    record = make_record(sessions=(session("a1"),))
+    registry.claim(record)
+    path = registry.folder("default") / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 1}))
+    assert registry.read("default") == record
+    registry.update("default", lambda record: record.with_event("changed"))
+    assert json.loads(path.read_text())["version"] == 2
+    assert not list((registry.directory).glob("broken/*"))
 
 
 JSON = st.recursive(
