@@ -30,7 +30,7 @@ from tornado.ioloop import IOLoop
 from cml_dask_magics.cluster.scaling import Scaler, SessionAdaptive
 from cml_dask_magics.cluster.scheduler import SchedulerView, WorkerFigures, figures_of
 from cml_dask_magics.cluster.shielded import begin, finish
-from cml_dask_magics.cluster.snapshot import dashboard_link, read_only_link, scheduler_session, snapshot, utc
+from cml_dask_magics.cluster.snapshot import dashboard_link, read_only_link, snapshot, utc
 from cml_dask_magics.cluster.start import Readiness, Start, ready_in_part
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
@@ -462,7 +462,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         record = self._fleet.record
         if self.failure is not None:
             return "stopping"
-        gone = scheduler_session(self._fleet) is None or self._scheduler.silent_s > self._fleet.times.lost_s
+        gone = record.scheduler is None or self._scheduler.silent_s > self._fleet.times.lost_s
         return cluster_state(record, len(self.observed), scheduler_lost=gone and record.state != "starting")
 
     async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:

@@ -77,7 +77,8 @@ class Scaler:
     async def withdraw(self, workers: Collection[Any]) -> None:
         """Note that Dask is about to retire workers, by name: their end is no loss."""
         doomed = {session_of(worker) for worker in workers}
-        await asyncio.to_thread(self._fleet.withdraw, doomed, len(self._fleet.plan - doomed))
+        noted = partial(_scaled, n=len(self._fleet.plan - doomed), by="Dask", again=False)
+        await asyncio.to_thread(self._fleet.withdraw, doomed, noted)
 
     async def end(self, workers: Collection[Any]) -> None:
         """End the sessions of workers, by name, that Dask has retired."""
@@ -98,7 +99,7 @@ class Scaler:
         # Those that died have left the plan, but the number would still ask for them.
         if new or n > requested:
             # First this, or they would be taken for missing.
-            fleet.withdraw(new, requested)
+            fleet.withdraw(new, lambda record: replace(record, requested=requested))
             fleet.stop(new)
 
     async def _grow(self, n: int) -> None:
@@ -125,14 +126,14 @@ class Scaler:
             victims += await self._scheduler.spare(surplus - len(victims))
             victims += sorted(fleet.plan - set(victims))[: surplus - len(victims)]
         before = fleet.record.requested
-        await asyncio.to_thread(fleet.withdraw, victims, n)
+        await asyncio.to_thread(fleet.withdraw, victims, partial(_scaled, n=n, by=_this_kernel()))
         try:
             await self._retire(victims, lose_data=n == 0)
         except BaseException:
-            await asyncio.to_thread(fleet.reinstate, victims, before)
+            back = partial(_scaled, n=before, by=f"{_this_kernel()} again: the workers that were to go stay")
+            await asyncio.to_thread(fleet.reinstate, victims, back)
             raise
         await self._stop(victims)
-        await asyncio.to_thread(fleet.journal.update, partial(_scaled, n=n, by=_this_kernel()))
 
     async def _retire(self, victims: Collection[str], lose_data: bool) -> None:
         """Have Dask move the data off workers that are about to go."""

@@ -44,7 +44,7 @@ def snapshot(
     """
     record = fleet.record
     addresses = {session_of(worker.name): address for address, worker in workers.items()}
-    scheduler = scheduler_session(fleet)
+    scheduler = record.scheduler
     failed = [session for session in fleet.lost.values() if session.role == "worker"]
     sessions = [s for s in record.sessions if s.role == "worker" and s.ended_at is None] + failed
     return ClusterStatus(
@@ -91,11 +91,6 @@ def _session_status(
     )
 
 
-def scheduler_session(fleet: Fleet) -> SessionRecord | None:
-    """The session of the scheduler, while it is on record."""
-    return next((session for session in fleet.record.sessions if session.role == "scheduler"), None)
-
-
 def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
     """Where a browser of the user finds the dashboard; empty while that is not known.
 
@@ -105,7 +100,7 @@ def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
     dasks_own : str
         What ``distributed.dashboard.link`` in Dask's configuration makes of the scheduler's address.
     """
-    scheduler, platform = scheduler_session(fleet), fleet.pool.platform
+    scheduler, platform = fleet.record.scheduler, fleet.pool.platform
     if scheduler is None or not scheduler.app_url:
         return ""
     if platform.browser_is_here:
@@ -117,7 +112,7 @@ def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
 
 def read_only_link(fleet: Fleet) -> str | None:
     """The platform's other address of what a session serves on ``CDSW_READONLY_PORT``, by its documentation."""
-    scheduler, domain = scheduler_session(fleet), fleet.pool.platform.domain
+    scheduler, domain = fleet.record.scheduler, fleet.pool.platform.domain
     return f"https://read-only-{scheduler.id}.{domain}/status" if scheduler is not None and domain else None
 
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cml_dask_magics.fleet.launches import Launches
 from cml_dask_magics.fleet.orphans import Orphans
@@ -33,6 +32,12 @@ from cml_dask_magics.registry.kernels import this_kernel
 from cml_dask_magics.registry.liveness import Liveness, answers, liveness, scheduler_address
 from cml_dask_magics.registry.registry import GoneError, Registry, RegistryError
 from cml_dask_magics.registry.run_folder import FORMER_SCHEDULER_FILE, LOG_SUFFIX, LOGS, SCHEDULER_FILE, read_tail
+
+Change = Callable[[Record], Record]
+
+
+def _unchanged(record: Record) -> Record:
+    return record
 
 
 class StillUpError(RuntimeError):
@@ -203,7 +208,7 @@ class Fleet:
 
     # What is stopped
 
-    def withdraw(self, ids: Collection[str], requested: int | None = None) -> None:
+    def withdraw(self, ids: Collection[str], also: Change = _unchanged) -> None:
         """Note that sessions are about to be stopped on purpose, before anything about them is done.
 
         Who sees them end then does not take it for a loss.
@@ -211,19 +216,22 @@ class Fleet:
         Parameters
         ----------
         ids : collection of str
-        requested : int, optional
-            How many workers are asked for from now on.
+        also : callable
+            What else changes in the record with it.
         """
-        self._change_sessions(ids, {"stopping_at": time.time()}, requested)
+        now = time.time()
+        self._change_sessions(ids, lambda session: replace(session, stopping_at=session.stopping_at or now), also)
 
-    def reinstate(self, ids: Collection[str], requested: int) -> None:
+    def reinstate(self, ids: Collection[str], also: Change) -> None:
         """Take `withdraw` back: they go on working."""
-        self._change_sessions(ids, {"stopping_at": None}, requested)
+        self._change_sessions(ids, lambda session: replace(session, stopping_at=None), also)
 
-    def _change_sessions(self, ids: Collection[str], fields: Mapping[str, Any], requested: int | None = None) -> None:
+    def _change_sessions(
+        self, ids: Collection[str], anew: Callable[[SessionRecord], SessionRecord], also: Change = _unchanged
+    ) -> None:
         def change(record: Record) -> Record:
-            sessions = tuple(replace(s, **fields) if s.id in ids else s for s in record.sessions)
-            return replace(record, sessions=sessions, requested=record.requested if requested is None else requested)
+            sessions = tuple(anew(session) if session.id in ids else session for session in record.sessions)
+            return also(replace(record, sessions=sessions))
 
         self.journal.note(change)  # a full disk must not keep anybody from stopping
 
@@ -245,7 +253,8 @@ class Fleet:
         self.observe({session: SessionInfo(session, "ended", "stopped") for session in gone & visible})
         # Of the others the platform's word is all there is. They stay on record, for who can see them, or for `end`.
         if gone - visible:
-            self._change_sessions(gone - visible, {"ended_at": time.time()})
+            now = time.time()
+            self._change_sessions(gone - visible, lambda session: replace(session, ended_at=now))
         if left:
             raise StillUpError(self._still_up(left))
 
@@ -257,17 +266,18 @@ class Fleet:
         StillUpError
             Naming those that the platform did not end.
         """
-        mine = self.pool.platform.session
-        limit = time.time() - self.times.stopping_s
-        self.stop(
-            [
-                session.id
-                for session in self.record.sessions
-                if session.stopping_at is not None
-                and (session.launched_from == mine or session.ended_at is None)
-                and session.stopping_at < limit
-            ]
-        )
+        mine, now = self.pool.platform.session, time.time()
+        late = [
+            session.id
+            for session in self.record.sessions
+            if session.stopping_at is not None
+            and (session.launched_from == mine or session.ended_at is None)
+            and session.stopping_at < now - self.times.stopping_s
+        ]
+        if late:
+            # So that it is not tried again for as long.
+            self._change_sessions(late, lambda session: replace(session, stopping_at=now))
+            self.stop(late)
 
     def tidy_refusal(self, launched: Launched, doomed: Collection[str]) -> str:
         """Stop what a launch call that was refused in part left behind; the platform's words."""

@@ -248,7 +248,7 @@ class Supervisor:
 
     def _scheduler_is_gone(self, seen: Seen) -> bool:
         """Whether it is sure: a network cut that heals is no death."""
-        scheduler = next((session for session in self._fleet.record.sessions if session.role == "scheduler"), None)
+        scheduler = self._fleet.record.scheduler
         if scheduler is None:
             return True
         return (

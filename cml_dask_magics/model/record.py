@@ -129,6 +129,11 @@ class Record:
     events: tuple[tuple[_Moment, str], ...] = ()
     version: int = RECORD_VERSION
 
+    @property
+    def scheduler(self) -> SessionRecord | None:
+        """The session of the scheduler, while it is on record."""
+        return next((session for session in self.sessions if session.role == "scheduler"), None)
+
     def with_event(self, message: str) -> Record:
         """The record with one more event, the oldest ones dropped."""
         return replace(self, events=(*self.events, (time.time(), message))[-_KEPT_EVENTS:])

@@ -23,6 +23,9 @@ from support.state_folder import local_sessions
 from cml_dask_magics import CMLCluster
 from cml_dask_magics.fleet.opening import open_fleet
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
+from cml_dask_magics.model.record import record_from_json
+from cml_dask_magics.registry import registry as registry_module
+from cml_dask_magics.registry.files import write_private
 from cml_dask_magics.registry.registry import NameTakenError, Registry
 
 pytestmark = pytest.mark.dask
@@ -115,6 +118,25 @@ def test_scaling_down_loses_no_data(state: Path) -> None:
         assert len(running(state)) == 2
         cluster.scale(0)
         assert len(running(state)) == 1
+
+
+def test_a_scale_down_writes_the_record_when_it_begins_and_when_it_is_done(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CMLCluster(2, name="default") as cluster:
+        written = [Registry(state).read("default")]
+
+        def write(path: Path, text: str) -> None:
+            if path.name == "record.json":
+                written.append(record_from_json(text))
+            write_private(path, text)
+
+        monkeypatch.setattr(registry_module, "write_private", write)
+        cluster.scale(1)
+        # Besides, it is noted that a worker left.
+        sizes = [(record.requested, len(record.sessions)) for record in written if record is not None]
+        assert [size for size, before in zip(sizes[1:], sizes, strict=False) if size != before] == [(1, 3), (1, 2)]
+        assert len(sizes) <= 4
 
 
 def test_letting_go_and_coming_back(state: Path) -> None:

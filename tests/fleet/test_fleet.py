@@ -187,7 +187,7 @@ def test_a_launch_in_which_a_kernel_died_is_waited_for_no_longer(cluster, regist
 def test_a_worker_that_is_withdrawn_is_no_loss_whoever_sees_it_end(cluster, make_fleet, workspace, registry):
     cluster.launches.launch("worker", 2)
     first, second = sorted(recorded(registry))
-    cluster.withdraw([first], 1)
+    cluster.withdraw([first], lambda record: replace(record, requested=1))
     other = make_fleet(again=True)
     workspace.set("stopped", first)
     other.observe(other.pool.listing())

@@ -262,7 +262,7 @@ class World:
 
     def lost(self, held: Held) -> bool:
         record = held.fleet.record
-        return record.state in ("stopping", "lost") or not any(s.role == "scheduler" for s in record.sessions)
+        return record.state in ("stopping", "lost") or record.scheduler is None
 
     def _start(self, kernel: Kernel, name: str, n: int) -> None:
         cluster = opening.claim(replace(self.settings, name=name, n_workers=n))
@@ -293,7 +293,7 @@ class World:
             cluster.journal.update(lambda record: replace(record, requested=n, failed_replacements=0))
         else:
             victims = sorted(cluster.plan)[n:]
-            cluster.withdraw(victims, n)
+            cluster.withdraw(victims, lambda record: replace(record, requested=n))
             cluster.stop(victims)
 
     def follow_load(self, held: Held, n: int) -> None:
@@ -331,7 +331,7 @@ class World:
         folder = str(self.registry.run_folder(record))
         mine = [s for s in self.workspace.sessions.values() if s.env.get("CML_DASK_FOLDER") == folder]
         up = [s for s in mine if s.status == "running" and s.id in self.connected]
-        gone = record.state != "starting" and not any(s.role == "scheduler" for s in record.sessions)
+        gone = record.state != "starting" and record.scheduler is None
         return cluster_state(record, len(up), scheduler_lost=gone)
 
 
