@@ -268,6 +268,7 @@ def test_gpus_are_a_resource_where_dask_cuda_is_not(state: Path) -> None:
         assert client.submit(os.getpid, resources={"GPU": 2}).result(timeout=20)
 
 
+@pytest.mark.long
 def test_adaptive_scaling_is_dasks_own_and_stays_within_its_limits(state: Path) -> None:
     with CMLCluster(adapt="1:2") as cluster, cluster.get_client() as client:
         futures = client.map(lambda i: time.sleep(1), range(40), pure=False)

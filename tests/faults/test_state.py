@@ -136,6 +136,7 @@ def test_a_record_truncated_beside_a_cluster_that_works(notebook: Faulty) -> Non
     notebook.set_aside = 1
 
 
+@pytest.mark.long
 @pytest.mark.workspace
 def test_a_record_deleted_while_running(notebook: Faulty) -> None:
     """The kernel that holds the cluster works on, and writes the record anew."""
@@ -260,6 +261,7 @@ fcntl.flock = flock
 """
 
 
+@pytest.mark.long
 @pytest.mark.workspace
 def test_no_locks(notebook: Faulty) -> None:
     """Nothing: records are kept whole by renaming, and what one kernel did not write down another finds."""
