@@ -151,7 +151,8 @@ def cases() -> Iterator[object]:
     moments = {looks: 0, computing: 5, sizes: 15}
     for module in MODULES:
         if module in moments:
-            yield pytest.param(DISPLAYS, moments[module], id=f"{DISPLAYS}-{moments[module]}")
+            late = [pytest.mark.long] if moments[module] > 5 else []
+            yield pytest.param(DISPLAYS, moments[module], id=f"{DISPLAYS}-{moments[module]}", marks=late)
         for name in promises_of(module):
             if name not in (DISPLAYS, DASHBOARD, ON_THIS_MACHINE):
                 yield pytest.param(name, 0, id=name)
