@@ -260,6 +260,7 @@ def test_a_failure_names_the_folder_with_everything_that_was_printed(state: Path
     assert "no_such_module_here" in said and not running(state)
 
 
+@pytest.mark.long
 def test_two_clusters_without_a_name_run_side_by_side(state: Path) -> None:
     with CMLCluster(0) as one, CMLCluster(0) as two:
         assert one.name != two.name and len(running(state)) == 2

@@ -252,6 +252,7 @@ def test_a_start_that_fails_late_leaves_nothing_and_the_next_one_works(
     assert nothing_left(state)
 
 
+@pytest.mark.long
 def test_a_cluster_that_a_notebook_stopped_does_not_take_the_list_with_it(
     state: Path, side_bar: dict[str, Any]
 ) -> None:
@@ -271,6 +272,7 @@ def test_a_cluster_that_a_notebook_stopped_does_not_take_the_list_with_it(
     assert nothing_left(state)
 
 
+@pytest.mark.long
 def test_a_cluster_whose_scheduler_died_claims_no_workers_and_can_be_taken_away(
     state: Path, side_bar: dict[str, Any]
 ) -> None:

@@ -213,6 +213,7 @@ def test_of_two_kernels_one_heals_and_the_other_takes_over_when_it_is_gone(state
         until(lambda: cluster._fleet.refresh() and len(cluster.plan) == 2)
 
 
+@pytest.mark.long
 def test_a_kernel_sees_that_another_one_asked_for_adaptive_scaling(state: Path) -> None:
     with CMLCluster(1, name="default") as cluster, CMLCluster.from_name("default") as other:
         other.adapt(minimum=2, maximum=3)

@@ -118,7 +118,8 @@ def local_state(folder: Path) -> Iterator[None]:
     scope="module",
     # Each kind in a process of its own, if the tests run in several: what promises share is started once.
     params=[
-        pytest.param("local_cluster", marks=pytest.mark.xdist_group("local_cluster")),
+        # It shows that the promises are right, which changes with them and with Dask only.
+        pytest.param("local_cluster", marks=[pytest.mark.xdist_group("local_cluster"), pytest.mark.long]),
         pytest.param("cml_local", marks=pytest.mark.xdist_group("cml_local")),
         pytest.param(
             "cml_workspace", marks=[pytest.mark.xdist_group("cml_workspace"), pytest.mark.workspace, pytest.mark.long]
@@ -169,7 +170,10 @@ def test_the_dashboard_opens_at_its_link(stage: InThisProcess | InNotebook) -> N
 
 @pytest.mark.parametrize(
     "stage",
-    [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("local_cluster", "cml_local")],
+    [
+        pytest.param("local_cluster", marks=[pytest.mark.xdist_group("local_cluster"), pytest.mark.long]),
+        pytest.param("cml_local", marks=pytest.mark.xdist_group("cml_local")),
+    ],
     indirect=True,
 )
 def test_the_link_to_the_dashboard_is_as_dask_was_told(stage: InThisProcess | InNotebook) -> None:

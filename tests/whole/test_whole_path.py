@@ -118,6 +118,7 @@ def test_background_returns_at_once_and_the_client_comes_later(notebook: Noteboo
         notebook.workspace.configure(capacity=Limits())
 
 
+@pytest.mark.long
 def test_plain_tcp_where_it_is_asked_for(notebook: Notebook) -> None:
     notebook.run("%dask_up 1 --no-tls")
     assert notebook.status()["scheduler"]["address"].startswith("tcp://")
@@ -141,6 +142,7 @@ def test_without_the_workers_api_a_session_says_so_and_launches_nothing() -> Non
         assert kernel.run("%dask_up 1 --local\nclient.submit(sum, [1, 2]).result()\n%dask_down").error is None
 
 
+@pytest.mark.long
 def test_the_older_module_works_alike() -> None:
     with Workspace(module="cdsw") as workspace:
         kernel = workspace.open_session().kernel()
