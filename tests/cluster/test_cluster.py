@@ -99,6 +99,7 @@ def test_dask_sees_a_cluster_of_its_own_kind(one: CMLCluster) -> None:
     assert type(one.status()).__name__ == "ClusterStatus"
 
 
+@pytest.mark.long
 def test_an_async_with_block_computes_and_ends_its_cluster(state: Path) -> None:
     async def main() -> tuple[int, Any]:
         async with CMLCluster(1, asynchronous=True) as cluster, Client(cluster, asynchronous=True) as client:
@@ -224,6 +225,7 @@ def test_ctrl_c_while_starting_leaves_nothing(state: Path, tmp_path: Path, monke
     assert not running(state) and kernel_clusters.names(state) == []
 
 
+@pytest.mark.long
 def test_a_dead_clusters_name_is_free_again(state: Path) -> None:
     first = CMLCluster(1)
     doomed = running(state)
@@ -240,6 +242,7 @@ def test_a_dead_clusters_name_is_free_again(state: Path) -> None:
         assert not set(doomed) & set(running(state))
 
 
+@pytest.mark.long
 def test_no_process_and_no_zombie_stays(state: Path) -> None:
     with CMLCluster(2):
         pids = [session.pid for session in local_sessions(state)._sessions()]
@@ -260,7 +263,6 @@ def test_a_failure_names_the_folder_with_everything_that_was_printed(state: Path
     assert "no_such_module_here" in said and not running(state)
 
 
-@pytest.mark.long
 def test_two_clusters_without_a_name_run_side_by_side(state: Path) -> None:
     with CMLCluster(0) as one, CMLCluster(0) as two:
         assert one.name != two.name and len(running(state)) == 2
@@ -392,6 +394,7 @@ def test_who_comes_goes_and_scales_is_told(one: CMLCluster) -> None:
     assert any(message.startswith("scaled to 2 workers by kernel") for message in events)
 
 
+@pytest.mark.long
 def test_the_next_start_knows_how_long_the_last_one_took(state: Path) -> None:
     with CMLCluster(1) as cluster:
         assert cluster.status().usual_start_s is None

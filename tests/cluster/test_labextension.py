@@ -129,6 +129,7 @@ def workers(manager: Any) -> dict[str, int]:
     return {model["id"]: model["workers"] for model in manager.list_clusters()}
 
 
+@pytest.mark.long
 def test_two_clusters_start_side_by_side_and_are_listed_as_they_are(state: Path, side_bar: dict[str, Any]) -> None:
     async def work(manager: Any) -> None:
         first, second = await asyncio.gather(manager.start_cluster(), manager.start_cluster())

@@ -93,6 +93,7 @@ def test_a_worker_whose_session_dies_is_replaced_and_the_computation_finishes(st
         assert len(running(state)) == 3
 
 
+@pytest.mark.long
 def test_all_workers_die_and_all_are_replaced(state: Path) -> None:
     with CMLCluster(2) as cluster:
         before = cluster.plan

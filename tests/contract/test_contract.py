@@ -39,6 +39,8 @@ import os, urllib.request
 print(urllib.request.urlopen(f"http://127.0.0.1:{os.environ['CDSW_READONLY_PORT']}/status", timeout=30).status)
 """
 DISPLAYS = looks.displays_show_every_worker.__name__
+# Two clusters without a name are started in tests/cluster, too.
+TWO_CLUSTERS = sizes.two_clusters_run_side_by_side_without_being_named.__name__
 DASHBOARD = looks.the_dashboard_opens_at_its_link.__name__
 # On a platform, the link is the platform's address of the scheduler's session.
 ON_THIS_MACHINE = looks.the_link_to_the_dashboard_is_as_dask_was_told.__name__
@@ -156,7 +158,8 @@ def cases() -> Iterator[object]:
             yield pytest.param(DISPLAYS, moments[module], id=f"{DISPLAYS}-{moments[module]}", marks=late)
         for name in promises_of(module):
             if name not in (DISPLAYS, DASHBOARD, ON_THIS_MACHINE):
-                yield pytest.param(name, 0, id=name)
+                has_a_twin = [pytest.mark.long] if name == TWO_CLUSTERS else []
+                yield pytest.param(name, 0, id=name, marks=has_a_twin)
 
 
 @pytest.mark.parametrize(("name", "after_s"), [*cases()])

@@ -101,6 +101,7 @@ def test_engine_id_only(notebook: Faulty) -> None:
 SLOW_S = 4.0
 
 
+@pytest.mark.long
 def test_takes_30_s(notebook: Faulty) -> None:
     """It takes longer; then the cluster is there."""
     notebook.workspace.fault("launch_slow", delay_s=SLOW_S)
@@ -155,6 +156,7 @@ def test_some_pending_for_ever(notebook: Faulty) -> None:
     notebook.run("%dask_down")
 
 
+@pytest.mark.long
 def test_pending_for_ever_while_scaling(notebook: Faulty) -> None:
     """Asking for fewer withdraws what is pending, though another kernel asked for it."""
     notebook.run("%dask_up 1")

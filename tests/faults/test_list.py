@@ -66,6 +66,7 @@ def test_exception_for_good(notebook: Faulty) -> None:
     assert "Stopped" in notebook.run("%dask_down")
 
 
+@pytest.mark.long
 def test_one_session_missing_once(notebook: Faulty) -> None:
     """Nothing: it is not taken for dead."""
     notebook.run("%dask_up 2")
@@ -94,6 +95,7 @@ def test_unknown_status(notebook: Faulty) -> None:
     notebook.run("%dask_down")
 
 
+@pytest.mark.long
 def test_missing_fields(notebook: Faulty) -> None:
     """Nothing: what the platform does not say, Dask knows."""
     notebook.workspace.configure(bare_list=True)

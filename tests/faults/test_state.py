@@ -188,6 +188,7 @@ def test_full_disk_before_a_start(notebook: Faulty) -> None:
     notebook.run(ROOM_AGAIN)
 
 
+@pytest.mark.long
 @pytest.mark.workspace
 def test_full_disk_while_running(notebook: Faulty) -> None:
     """The cluster works, is shown and can be stopped; it cannot grow, and an error says why."""

@@ -247,8 +247,10 @@ def test_the_kernel_is_this_interpreter(tmp_path: Path) -> None:
     ("fault", "message"),
     [
         ("1 / 0", "ZeroDivisionError"),
-        ("import os; os._exit(1)", "The kernel died"),
-        ("import time; print('sleeping', flush=True); time.sleep(60)", "KeyboardInterrupt"),
+        pytest.param("import os; os._exit(1)", "The kernel died", marks=pytest.mark.long),
+        pytest.param(
+            "import time; print('sleeping', flush=True); time.sleep(60)", "KeyboardInterrupt", marks=pytest.mark.long
+        ),
     ],
     ids=["error", "dead kernel", "ctrl-c"],
 )
