@@ -24,6 +24,18 @@ from workspace import Workspace
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let pytest-xdist's groups count: since 9.2 pytest does not look where pytest-xdist 3.8 puts their names.
+
+    Without this, what shares a cluster would run in several processes, and start it in each.
+    """
+    for item in items:
+        grouped = vars(item).get("_nodeid")
+        if grouped is not None and item.nodeid != grouped:
+            item._id = type(item._id).parse(grouped)
+
+
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A state folder for clusters of this machine; at the end, none of their processes may be left."""

@@ -85,11 +85,51 @@ async def until(condition: Callable[[], object], timeout: float = 60.0) -> None:
         await asyncio.sleep(0.1)
 
 
+async def news(manager: Any, n: int) -> None:
+    """Wait until the scheduler of every cluster has told its news `n` more times, sooner than where nobody looks."""
+    schedulers = [cluster._scheduler for cluster in manager._clusters.values()]
+    told = dict.fromkeys(schedulers, 0)
+
+    def counted(scheduler: Any) -> Callable[..., Awaitable[None]]:
+        take_in = scheduler._take_in
+
+        async def take_in_and_count(*args: Any, **kwargs: Any) -> None:
+            await take_in(*args, **kwargs)
+            told[scheduler] += 1
+
+        return take_in_and_count
+
+    for scheduler in schedulers:
+        scheduler._take_in = counted(scheduler)
+        scheduler.listen_often(True)
+    await until(lambda: min(told.values()) >= n)
+    for scheduler in schedulers:
+        del scheduler._take_in
+        scheduler.listen_often(False)
+
+
+async def rounds(manager: Any, n: int) -> None:
+    """Wait until every cluster has been looked after `n` more times, from beginning to end."""
+    for cluster in manager._clusters.values():
+        seen: list[object] = []
+        steer = cluster.periodic_callbacks["steer"]
+        callback = steer._callback
+
+        async def counted(callback: Any = callback, seen: list[object] = seen) -> None:
+            await callback()
+            seen.append(None)
+
+        steer._callback = counted
+        await until(lambda seen=seen: len(seen) >= n)
+        steer._callback = callback
+
+
 def workers(manager: Any) -> dict[str, int]:
     """How many workers the side bar shows, by the cluster's id."""
     return {model["id"]: model["workers"] for model in manager.list_clusters()}
 
 
+@pytest.mark.long
 def test_two_clusters_start_side_by_side_and_are_listed_as_they_are(state: Path, side_bar: dict[str, Any]) -> None:
     async def work(manager: Any) -> None:
         first, second = await asyncio.gather(manager.start_cluster(), manager.start_cluster())
@@ -111,8 +151,8 @@ def test_two_clusters_start_side_by_side_and_are_listed_as_they_are(state: Path,
 
         both = sorted((first, second), key=lambda model: str(model["id"]))
         assert listed() == both
-        # Longer than the scheduler's news take where nobody looks: they leave what the side bar reads.
-        await asyncio.sleep(6)
+        # The scheduler's news leave what the side bar reads.
+        await news(manager, 2)
         assert listed() == both
 
         closed = await manager.close_cluster(first["id"])
@@ -126,6 +166,7 @@ def test_two_clusters_start_side_by_side_and_are_listed_as_they_are(state: Path,
     drive(work)
 
 
+@pytest.mark.long
 def test_a_cluster_is_scaled_and_adapted(state: Path, side_bar: dict[str, Any]) -> None:
     async def work(manager: Any) -> None:
         cluster = (await manager.start_cluster())["id"]
@@ -155,7 +196,7 @@ def test_a_cluster_is_scaled_and_adapted(state: Path, side_bar: dict[str, Any]) 
         model = await manager.scale_cluster(cluster, 2)
         assert "adapt" not in model
         await until(lambda: workers(manager) == {cluster: 2})
-        await asyncio.sleep(4)
+        await rounds(manager, 2)
         assert workers(manager) == {cluster: 2} and "adapt" not in manager.get_cluster(cluster)
 
     drive(work)
@@ -212,6 +253,7 @@ def test_a_start_that_fails_late_leaves_nothing_and_the_next_one_works(
     assert nothing_left(state)
 
 
+@pytest.mark.long
 def test_a_cluster_that_a_notebook_stopped_does_not_take_the_list_with_it(
     state: Path, side_bar: dict[str, Any]
 ) -> None:
@@ -231,6 +273,7 @@ def test_a_cluster_that_a_notebook_stopped_does_not_take_the_list_with_it(
     assert nothing_left(state)
 
 
+@pytest.mark.long
 def test_a_cluster_whose_scheduler_died_claims_no_workers_and_can_be_taken_away(
     state: Path, side_bar: dict[str, Any]
 ) -> None:

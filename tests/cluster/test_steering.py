@@ -54,10 +54,26 @@ def until(condition: Callable[[], object], timeout_s: float = 120) -> None:
         time.sleep(0.1)
 
 
+def await_rounds(cluster: CMLCluster, n: int) -> None:
+    """Wait until this kernel has looked after the cluster `n` more times, from beginning to end."""
+    rounds: list[object] = []
+    steer = cluster.periodic_callbacks["steer"]
+    callback = steer._callback
+
+    async def counted() -> None:
+        await callback()
+        rounds.append(None)
+
+    steer._callback = counted
+    until(lambda: len(rounds) >= n)
+    steer._callback = callback
+
+
 def events(cluster: CMLCluster) -> list[str]:
     return [event.message for event in cluster.status().events]
 
 
+@pytest.mark.long
 def test_a_worker_whose_session_dies_is_replaced_and_the_computation_finishes(state: Path) -> None:
     with CMLCluster(2) as cluster, cluster.get_client() as client:
         before = cluster.plan
@@ -74,6 +90,7 @@ def test_a_worker_whose_session_dies_is_replaced_and_the_computation_finishes(st
         assert len(running(state)) == 3
 
 
+@pytest.mark.long
 def test_all_workers_die_and_all_are_replaced(state: Path) -> None:
     with CMLCluster(2) as cluster:
         before = cluster.plan
@@ -82,6 +99,7 @@ def test_all_workers_die_and_all_are_replaced(state: Path) -> None:
         assert len(running(state)) == 3
 
 
+@pytest.mark.long
 def test_a_broken_environment_is_not_launched_into_for_ever(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with CMLCluster(1) as cluster:
         fleet = cluster._fleet
@@ -91,7 +109,7 @@ def test_a_broken_environment_is_not_launched_into_for_ever(state: Path, monkeyp
         kill(state, *cluster.plan)
         until(lambda: any("no more are launched" in event for event in events(cluster)))
         assert any("/no/such/python" in event for event in events(cluster)), "it says why"
-        time.sleep(2)
+        await_rounds(cluster, 5)
         assert len(set(session_logs(fleet.folder / "logs")) - before) == FAILED_REPLACEMENTS
         status = cluster.status()
         assert status.state == "degraded" and not status.replaces_lost and len(running(state)) == 1
@@ -104,11 +122,12 @@ def test_a_broken_environment_is_not_launched_into_for_ever(state: Path, monkeyp
 def test_a_worker_that_was_taken_away_on_purpose_is_not_replaced(state: Path) -> None:
     with CMLCluster(3) as cluster:
         cluster.scale(1)
-        time.sleep(1.5)
+        await_rounds(cluster, 4)
         assert len(cluster.plan) == 1 and len(running(state)) == 2
         assert not any("in place of" in event for event in events(cluster))
 
 
+@pytest.mark.long
 def test_when_the_scheduler_dies_its_workers_go_and_the_next_start_is_as_before(
     shell: InteractiveShell, state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +175,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.long
 def test_of_two_kernels_one_heals_and_the_other_takes_over_when_it_is_gone(state: Path) -> None:
     with (
         CMLCluster(2, name="default") as cluster,
@@ -190,6 +210,7 @@ def test_of_two_kernels_one_heals_and_the_other_takes_over_when_it_is_gone(state
         until(lambda: cluster._fleet.journal.refresh() and len(cluster.plan) == 2)
 
 
+@pytest.mark.long
 def test_a_kernel_sees_that_another_one_asked_for_adaptive_scaling(state: Path) -> None:
     with CMLCluster(1, name="default") as cluster, CMLCluster.from_name("default") as other:
         other.adapt(minimum=2, maximum=3)

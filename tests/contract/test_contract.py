@@ -39,6 +39,8 @@ import os, urllib.request
 print(urllib.request.urlopen(f"http://127.0.0.1:{os.environ['CDSW_READONLY_PORT']}/status", timeout=30).status)
 """
 DISPLAYS = looks.displays_show_every_worker.__name__
+# Two clusters without a name are started in tests/cluster, too.
+TWO_CLUSTERS = sizes.two_clusters_run_side_by_side_without_being_named.__name__
 DASHBOARD = looks.the_dashboard_opens_at_its_link.__name__
 # On a platform, the link is the platform's address of the scheduler's session.
 ON_THIS_MACHINE = looks.the_link_to_the_dashboard_is_as_dask_was_told.__name__
@@ -118,7 +120,8 @@ def local_state(folder: Path) -> Iterator[None]:
     scope="module",
     # Each kind in a process of its own, if the tests run in several: what promises share is started once.
     params=[
-        pytest.param("local_cluster", marks=pytest.mark.xdist_group("local_cluster")),
+        # It shows that the promises are right, which changes with them and with Dask only.
+        pytest.param("local_cluster", marks=[pytest.mark.xdist_group("local_cluster"), pytest.mark.long]),
         pytest.param("cml_local", marks=pytest.mark.xdist_group("cml_local")),
         pytest.param(
             "cml_workspace", marks=[pytest.mark.xdist_group("cml_workspace"), pytest.mark.workspace, pytest.mark.long]
@@ -151,10 +154,12 @@ def cases() -> Iterator[object]:
     moments = {looks: 0, computing: 5, sizes: 15}
     for module in MODULES:
         if module in moments:
-            yield pytest.param(DISPLAYS, moments[module], id=f"{DISPLAYS}-{moments[module]}")
+            late = [pytest.mark.long] if moments[module] > 5 else []
+            yield pytest.param(DISPLAYS, moments[module], id=f"{DISPLAYS}-{moments[module]}", marks=late)
         for name in promises_of(module):
             if name not in (DISPLAYS, DASHBOARD, ON_THIS_MACHINE):
-                yield pytest.param(name, 0, id=name)
+                has_a_twin = [pytest.mark.long] if name == TWO_CLUSTERS else []
+                yield pytest.param(name, 0, id=name, marks=has_a_twin)
 
 
 @pytest.mark.parametrize(("name", "after_s"), [*cases()])
@@ -168,7 +173,10 @@ def test_the_dashboard_opens_at_its_link(stage: InThisProcess | InNotebook) -> N
 
 @pytest.mark.parametrize(
     "stage",
-    [pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("local_cluster", "cml_local")],
+    [
+        pytest.param("local_cluster", marks=[pytest.mark.xdist_group("local_cluster"), pytest.mark.long]),
+        pytest.param("cml_local", marks=pytest.mark.xdist_group("cml_local")),
+    ],
     indirect=True,
 )
 def test_the_link_to_the_dashboard_is_as_dask_was_told(stage: InThisProcess | InNotebook) -> None:

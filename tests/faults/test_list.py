@@ -55,6 +55,7 @@ def test_html(notebook: Faulty) -> None:
     live_through(notebook, "list_html")
 
 
+@pytest.mark.long
 def test_exception_for_good(notebook: Faulty) -> None:
     """`%dask_down` says that it cannot see the sessions end, and keeps the record; later it can be repeated."""
     notebook.run("%dask_up 1")
@@ -65,6 +66,7 @@ def test_exception_for_good(notebook: Faulty) -> None:
     assert "Stopped" in notebook.run("%dask_down")
 
 
+@pytest.mark.long
 def test_one_session_missing_once(notebook: Faulty) -> None:
     """Nothing: it is not taken for dead."""
     notebook.run("%dask_up 2")
@@ -80,6 +82,7 @@ def test_one_session_missing_once(notebook: Faulty) -> None:
     notebook.run("%dask_down")
 
 
+@pytest.mark.long
 def test_unknown_status(notebook: Faulty) -> None:
     """Nothing: a word of tomorrow means neither ready nor dead; Dask knows better."""
     notebook.workspace.fault("list_unknown_status", word="reticulating")
@@ -92,6 +95,7 @@ def test_unknown_status(notebook: Faulty) -> None:
     notebook.run("%dask_down")
 
 
+@pytest.mark.long
 def test_missing_fields(notebook: Faulty) -> None:
     """Nothing: what the platform does not say, Dask knows."""
     notebook.workspace.configure(bare_list=True)
@@ -101,6 +105,7 @@ def test_missing_fields(notebook: Faulty) -> None:
     notebook.run("%dask_down")
 
 
+@pytest.mark.long
 def test_5000_entries(notebook: Faulty) -> None:
     """Nothing: of all those sessions, ours are found, followed and stopped."""
     notebook.workspace.fault("list_foreign", count=5000)

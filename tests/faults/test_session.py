@@ -32,6 +32,7 @@ def test_dies_after_running_before_dask(notebook: Faulty) -> None:
     assert f"session {dead} (worker) ended (failed) before it was of use" in said
 
 
+@pytest.mark.long
 def test_running_with_an_unknown_address(notebook: Faulty) -> None:
     """Nothing: Dask knows the address, and the status shows it."""
     notebook.workspace.fault("session_address_unknown")

@@ -138,6 +138,7 @@ def test_a_record_truncated_beside_a_cluster_that_works(notebook: Faulty) -> Non
     notebook.set_aside = 1
 
 
+@pytest.mark.long
 @pytest.mark.workspace
 def test_a_record_deleted_while_running(notebook: Faulty) -> None:
     """The kernel that holds the cluster works on, and writes the record anew."""
@@ -189,6 +190,7 @@ def test_full_disk_before_a_start(notebook: Faulty) -> None:
     notebook.run(ROOM_AGAIN)
 
 
+@pytest.mark.long
 @pytest.mark.workspace
 def test_full_disk_while_running(notebook: Faulty) -> None:
     """The cluster works, is shown and can be stopped; it cannot grow, and an error says why."""
@@ -262,6 +264,7 @@ fcntl.flock = flock
 """
 
 
+@pytest.mark.long
 @pytest.mark.workspace
 def test_no_locks(notebook: Faulty) -> None:
     """Nothing: records are kept whole by renaming, and what one kernel did not write down another finds."""

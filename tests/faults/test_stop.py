@@ -48,6 +48,7 @@ def test_exception(notebook: Faulty) -> None:
     stop_in_vain(notebook, "stop_reset", "stop_workers failed: RemoteDisconnected")
 
 
+@pytest.mark.long
 def test_goes_wrong_for_a_while(notebook: Faulty) -> None:
     """Nothing: it is asked again."""
     notebook.run("%dask_up 1")
@@ -57,8 +58,7 @@ def test_goes_wrong_for_a_while(notebook: Faulty) -> None:
 
 
 # A stop of 20 s is one that takes longer than the pause after which it is repeated: 5 s, in these kernels 0.5 s.
-
-
+@pytest.mark.long
 def test_takes_20_s(notebook: Faulty) -> None:
     """It takes longer; then everything has ended."""
     notebook.run("%dask_up 1")

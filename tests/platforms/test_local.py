@@ -32,7 +32,7 @@ def status(api, session):
     return next(each["status"] for each in api.list_workers() if each["id"] == session["id"])
 
 
-def until(true, timeout_s=10):
+def until(true, timeout_s=60):
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if value := true():

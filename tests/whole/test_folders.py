@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from support.notebook import Notebook
+from workspace import Workspace
 
-pytestmark = [pytest.mark.dask, pytest.mark.workspace]
+# They look at one cluster, and change nothing: it starts once.
+pytestmark = [pytest.mark.dask, pytest.mark.workspace, pytest.mark.xdist_group("folders")]
 
 # With all that a path may have in it and a careless command line stumbles over.
 FOLDER = "analysis/näme with space & $quote'"
@@ -34,22 +36,40 @@ def everywhere(function):
 """
 
 
-@pytest.fixture
-def folder(notebook: Notebook) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def folder(workspace: Workspace) -> Iterator[Path]:
     """A subfolder of the shared home, where the notebook's kernel works."""
-    folder = notebook.workspace.home / FOLDER
+    folder = workspace.home / FOLDER
     folder.mkdir(parents=True)
     (folder / "beside.py").write_text("def where():\n    return __file__, 'beside'\n")
     (folder / "lib").mkdir()
     (folder / "lib" / "further.py").write_text("def where():\n    return __file__, 'further'\n")
+    (folder / "yaml").mkdir()
+    (folder / "yaml" / "mine.yaml").write_text(YAML)
     yield folder
-    shutil.rmtree(notebook.workspace.home / "analysis")
+    shutil.rmtree(workspace.home / "analysis")
+
+
+@pytest.fixture(scope="module")
+def notebook(workspace: Workspace, folder: Path) -> Iterator[Notebook]:
+    """A notebook in that folder, with a path and a configuration of its own, and its cluster of two workers."""
+    session = workspace.open_session()
+    notebook = Notebook(workspace, session, session.kernel(), workspace.launch_foreign(session))
+    notebook.new_kernel(folder=folder, DASK_CONFIG=str(folder / "yaml"))
+    notebook.run(f"import sys\nsys.path.insert(0, {str(folder / 'lib')!r})")
+    notebook.run("import dask\ndask.config.set({'distributed.worker.memory.target': 0.55, 'array.chunk-size': '7MiB'})")
+    notebook.run("from pathlib import Path\nPath('input.txt').write_text('from the kernel')")
+    notebook.run("%dask_up 2")
+    notebook.run(EVERYWHERE)
+    yield notebook
+    notebook.run("%dask_down --all")
+    left, bystanders = workspace.alive(), workspace.alive(foreign=True)
+    session.close()
+    assert not left, "sessions outlived the tests"
+    assert notebook.bystander in bystanders, "a session that is not ours was stopped"
 
 
 def test_modules_beside_the_notebook_and_on_its_path_import_everywhere(notebook: Notebook, folder: Path) -> None:
-    notebook.new_kernel(folder=folder)
-    notebook.run(f"import sys\nsys.path.insert(0, {str(folder / 'lib')!r})\n%dask_up 2")
-    notebook.run(EVERYWHERE)
     notebook.run("import beside, further")
     # By name, as a function of a module travels: whoever receives it must import the module.
     for module, file in ("beside", folder / "beside.py"), ("further", folder / "lib" / "further.py"):
@@ -62,9 +82,6 @@ def test_modules_beside_the_notebook_and_on_its_path_import_everywhere(notebook:
 
 
 def test_a_relative_path_means_the_same_file_everywhere(notebook: Notebook, folder: Path) -> None:
-    notebook.new_kernel(folder=folder)
-    notebook.run("from pathlib import Path\nPath('input.txt').write_text('from the kernel')\n%dask_up 2")
-    notebook.run(EVERYWHERE)
     assert eval(notebook.run("import os; print([everywhere(os.getcwd)])")) == [str(folder)]
     notebook.run("assert everywhere(lambda: Path('input.txt').read_text()) == 'from the kernel'")
     notebook.run("client.submit(lambda: Path('output.txt').write_text('from a worker')).result()")
@@ -72,12 +89,6 @@ def test_a_relative_path_means_the_same_file_everywhere(notebook: Notebook, fold
 
 
 def test_what_the_kernel_configured_holds_everywhere(notebook: Notebook, folder: Path) -> None:
-    (folder / "yaml").mkdir()
-    (folder / "yaml" / "mine.yaml").write_text(YAML)
-    notebook.new_kernel(folder=folder, DASK_CONFIG=str(folder / "yaml"))
-    notebook.run("import dask\ndask.config.set({'distributed.worker.memory.target': 0.55, 'array.chunk-size': '7MiB'})")
-    notebook.run("%dask_up 2")
-    notebook.run(EVERYWHERE)
     said = {
         "my-project.greeting": "grüß {gott}, $HOME and 'all'",
         "distributed.scheduler.allowed-failures": 7,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from support.notebook import Notebook
@@ -28,6 +27,7 @@ def test_three_lines_give_workers_on_sessions_and_take_them_back(notebook: Noteb
     assert "no cluster" in notebook.run("%dask_down").lower()
 
 
+@pytest.mark.long
 def test_a_link_is_right_without_the_slash_that_app_url_usually_ends_in(notebook: Notebook) -> None:
     notebook.workspace.configure(app_url_slash=False)
     try:
@@ -54,6 +54,7 @@ def test_another_session_of_the_project_finds_uses_and_stops_the_cluster(noteboo
         other.close()
 
 
+@pytest.mark.long
 def test_scaling_adds_sessions_and_takes_away_only_workers_whose_data_was_moved(notebook: Notebook) -> None:
     notebook.run("%dask_up 2\nfutures = client.scatter(list(range(200)), broadcast=False)")
     notebook.run("%dask_up 3")
@@ -64,6 +65,7 @@ def test_scaling_adds_sessions_and_takes_away_only_workers_whose_data_was_moved(
     assert notebook.status()["requested"] == 1
 
 
+@pytest.mark.long
 def test_adaptive_scaling_follows_the_load(notebook: Notebook) -> None:
     notebook.run("%dask_up --adapt 1:3")
     assert notebook.status()["adapt"] == [1, 3]
@@ -80,6 +82,7 @@ def test_a_missing_interpreter_is_shown_by_what_the_session_printed(notebook: No
     assert not notebook.workspace.alive()
 
 
+@pytest.mark.long
 def test_workers_that_come_late_are_a_warning_and_not_the_end(notebook: Notebook) -> None:
     notebook.workspace.configure(capacity=Limits(sessions=4))  # the bystander, the scheduler, two workers
     try:
@@ -96,6 +99,7 @@ def test_workers_that_come_late_are_a_warning_and_not_the_end(notebook: Notebook
         notebook.workspace.configure(capacity=Limits())
 
 
+@pytest.mark.long
 def test_an_idle_cluster_ends_without_any_kernel(notebook: Notebook) -> None:
     notebook.run("%dask_up 2 --idle-timeout 12s")
     notebook.kernel.kill()
@@ -103,23 +107,25 @@ def test_an_idle_cluster_ends_without_any_kernel(notebook: Notebook) -> None:
 
 
 def test_background_returns_at_once_and_the_client_comes_later(notebook: Notebook) -> None:
-    notebook.workspace.configure(start_delay_s=8)
+    notebook.workspace.configure(capacity=Limits(sessions=1))  # the bystander: no other starts
     try:
-        began = time.monotonic()
         notebook.run("%dask_up 1 --background --client late\nprint(cluster)")
-        assert time.monotonic() - began < 8
+        notebook.run("assert 'late' not in globals()")
+        notebook.workspace.configure(capacity=Limits())
         notebook.run("import time\nwhile 'late' not in globals(): time.sleep(0.1)", timeout=60)
         assert notebook.run("print(late.submit(sum, range(10)).result())").strip() == "45"
     finally:
-        notebook.workspace.configure(start_delay_s=0.5)
+        notebook.workspace.configure(capacity=Limits())
 
 
+@pytest.mark.long
 def test_plain_tcp_where_it_is_asked_for(notebook: Notebook) -> None:
     notebook.run("%dask_up 1 --no-tls")
     assert notebook.status()["scheduler"]["address"].startswith("tcp://")
     assert notebook.run("print(client.submit(sum, range(10)).result())").strip() == "45"
 
 
+@pytest.mark.long
 def test_a_state_folder_with_any_name_works(notebook: Notebook) -> None:
     folder = notebook.session.truth.environment["HOME"] + '/it\'s {a} $HOME "folder" é'
     notebook.new_kernel(DASK_CML_DASK_MAGICS__STATE_DIRECTORY=folder)
@@ -136,6 +142,7 @@ def test_without_the_workers_api_a_session_says_so_and_launches_nothing() -> Non
         assert kernel.run("%dask_up 1 --local\nclient.submit(sum, [1, 2]).result()\n%dask_down").error is None
 
 
+@pytest.mark.long
 def test_the_older_module_works_alike() -> None:
     with Workspace(module="cdsw") as workspace:
         kernel = workspace.open_session().kernel()

@@ -202,7 +202,7 @@ class Workspace:
         every = [Call(**{**one, "ids": tuple(one["ids"])}) for one in self._control.call("calls")]
         return [one for one in every if call is None or one.call == call]
 
-    def wait_until(self, condition: Callable[[], Any], timeout: float = 30.0, interval: float = 0.05) -> Any:
+    def wait_until(self, condition: Callable[[], Any], timeout: float = 60.0, interval: float = 0.05) -> Any:
         """Return the condition's first true value; raises TimeoutError."""
         deadline = time.monotonic() + timeout
         while True:
