@@ -56,6 +56,7 @@ class GoneError(RuntimeError, KeyError):
         super().__init__(f"cluster {name!r} is not on record any more: it was stopped, here or from another kernel")
 
     def __str__(self) -> str:
+        """The message; a `KeyError` would quote it."""
         return str(self.args[0])
 
 
