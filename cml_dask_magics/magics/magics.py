@@ -1,7 +1,6 @@
 """The three line magics: ``%dask_up``, ``%dask_down`` and ``%dask_status``.
 
-What is typed, what is put into the namespace and what is read. Importing this module imports neither Dask nor
-ipywidgets: both come with the first use.
+Importing this module imports neither Dask nor ipywidgets; the first use does.
 """
 
 from __future__ import annotations
@@ -17,13 +16,7 @@ from IPython.core.getipython import get_ipython
 
 from cml_dask_magics.magics.command_line import LineParser, down_parser, status_parser, up_parser
 from cml_dask_magics.magics.notice import cluster_names, notice
-from cml_dask_magics.model.settings import (
-    OPTIONS,
-    Settings,
-    as_keyword,
-    as_typed,
-    make_settings,
-)
+from cml_dask_magics.model.settings import OPTIONS, Settings, as_keyword, as_typed, make_settings
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -42,21 +35,13 @@ class DaskMagics:
 
     def __init__(self, shell: InteractiveShell) -> None:
         self.shell = shell
-        self.parsers: dict[str, LineParser] = {
-            parser.name: parser for parser in (up_parser(), down_parser(), status_parser())
-        }
+        self.parsers = {parser.name: parser for parser in (up_parser(), down_parser(), status_parser())}
 
     def register(self) -> None:
-        """Make the magics, their help and their completion known to the shell."""
+        """Register the magics with their help and completion."""
         for name, parser in self.parsers.items():
             self.shell.register_magic_function(_magic(name, getattr(self, name), parser.help()), "line", name)
             self.shell.set_hook("complete_command", self._completer(parser), str_key=f"%{name}")
-
-    def unregister(self) -> None:
-        """Take them away again."""
-        for name in self.parsers:
-            self.shell.magics_manager.magics["line"].pop(name, None)
-            self.shell.strdispatchers["complete_command"].strs.pop(f"%{name}", None)
 
     def dask_up(self, line: str) -> None:
         """``%dask_up``: see `command_line.up_parser`."""
@@ -77,7 +62,7 @@ class DaskMagics:
             with screens.starting(self.shell, controls) as on_status:
                 up = kernel_clusters.up(settings, given, on_status)
         except (RuntimeError, OSError, ValueError) as error:
-            # Re-raise without our traceback: it says nothing to the user.
+            # Re-raise without our traceback, which does not help the user.
             raise _user_error(error) from None
         except KeyboardInterrupt:
             print(interrupted_words(settings.state_directory, settings.name), file=sys.stderr)
@@ -109,7 +94,7 @@ class DaskMagics:
             for name in dict.fromkeys(wanted):
                 try:
                     ended = kernel_clusters.down(directory, _settings(name=name).name)
-                except RuntimeError as error:  # the others are still to be stopped
+                except RuntimeError as error:  # go on with the others
                     failures.append(str(error))
                 except KeyboardInterrupt:
                     print(interrupted_words(directory, name), file=sys.stderr)
@@ -158,7 +143,7 @@ class DaskMagics:
             screens.panels([(status, kernel_clusters.controls(directory, status.name)) for status in statuses])
 
     def _parse(self, name: str, line: str) -> argparse.Namespace | None:
-        """What was typed; None once help was printed instead."""
+        """The parsed line; None if it asked for help, which is then printed."""
         parser = self.parsers[name]
         typed = parser.parse(line)
         if typed is None:
@@ -184,7 +169,7 @@ class DaskMagics:
 
     def _completer(self, parser: LineParser) -> Any:
         def complete(_shell: Any, event: Any) -> list[str]:
-            words = event.line[: len(event.line)].split()
+            words = event.line.split()
             previous = words[-1] if event.line.endswith(" ") else words[-2] if len(words) > 1 else ""
             if previous == "--name" or (parser.name != "dask_up" and not event.symbol.startswith("-")):
                 return cluster_names()
@@ -194,24 +179,22 @@ class DaskMagics:
 
 
 def register(shell: InteractiveShell) -> None:
-    """Give the shell its magics, and say which clusters of this user are still running."""
+    """Register the magics, and print which clusters of this user still run."""
     unregister(shell)
-    magics = DaskMagics(shell)
-    magics.register()
-    _registered[id(shell)] = magics
+    DaskMagics(shell).register()
     if line := notice():
         print(line)
 
 
 def unregister(shell: InteractiveShell) -> None:
-    """Take the magics from the shell; clusters go on."""
-    magics = _registered.pop(id(shell), None)
-    if magics is not None:
-        magics.unregister()
+    """Remove the magics from the shell; clusters keep running."""
+    for name in ("dask_up", "dask_down", "dask_status"):
+        shell.magics_manager.magics["line"].pop(name, None)
+        shell.strdispatchers["complete_command"].strs.pop(f"%{name}", None)
 
 
 def show_cluster(cluster: CMLCluster) -> None:
-    """What ``cluster`` in a cell shows: its panel; where no front end takes widgets, its facts as HTML and as text."""
+    """Show ``cluster`` in a cell: its panel, or without widgets its status as HTML and text."""
     from cml_dask_magics.display.screens import in_notebook, screens, show_facts
     from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
@@ -226,16 +209,13 @@ def show_cluster(cluster: CMLCluster) -> None:
 
 
 def _magic(name: str, method: Callable[[str], None], doc: str) -> Any:
-    """A function for the shell, which takes its help from the docstring."""
+    """A function whose docstring, which the shell shows as help, is `doc`."""
 
     def magic(line: str) -> None:
         method(line)
 
     magic.__name__, magic.__doc__ = name, doc
     return magic
-
-
-_registered: dict[int, DaskMagics] = {}
 
 
 def _settings(**given: Any) -> Settings:

@@ -1,6 +1,6 @@
-"""How the value of an option is read: each function returns what it understood, or says what is allowed.
+"""Readers of option values: each returns the parsed value or raises a ``ValueError``.
 
-The sentence of a ``ValueError`` here completes "OPTION must be ...".
+Its message completes the sentence "OPTION must be ...".
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def env(value: Any) -> dict[str, str]:
         raise ValueError(f"a mapping, or a list of {allowed}")
     found = {}
     for pair in pairs:
-        # The value may be a secret: a message names the key alone.
+        # The value may be a secret, so messages name only the key.
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError(allowed)
         key, given = pair
