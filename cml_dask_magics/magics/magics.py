@@ -40,14 +40,11 @@ class DaskMagics:
     def register(self) -> None:
         """Register the magics with their help and completion."""
         for name, parser in self.parsers.items():
-            self.shell.register_magic_function(_magic(name, getattr(self, name), parser.help()), "line", name)
+            self.shell.register_magic_function(_magic(parser, getattr(self, name)), "line", name)
             self.shell.set_hook("complete_command", self._completer(parser), str_key=f"%{name}")
 
-    def dask_up(self, line: str) -> None:
+    def dask_up(self, parsed: argparse.Namespace) -> None:
         """``%dask_up``: see `command_line.up_parser`."""
-        parsed = self._parse("dask_up", line)
-        if parsed is None:
-            return
         typed = {key: value for key, value in vars(parsed).items() if value is not None}
         settings = _settings(**typed)
         if settings.n_workers == 0:
@@ -76,11 +73,8 @@ class DaskMagics:
         else:
             self.shell.push({settings.client: kernel_clusters.client(up.cluster)})
 
-    def dask_down(self, line: str) -> None:
+    def dask_down(self, typed: argparse.Namespace) -> None:
         """``%dask_down``: see `command_line.down_parser`."""
-        typed = self._parse("dask_down", line)
-        if typed is None:
-            return
         from cml_dask_magics.display.words import ended_words
         from cml_dask_magics.magics.kernel_clusters import interrupted_words, kernel_clusters
 
@@ -106,11 +100,8 @@ class DaskMagics:
         if failures:
             raise RuntimeError("\n".join(failures))
 
-    def dask_status(self, line: str) -> None:
+    def dask_status(self, typed: argparse.Namespace) -> None:
         """``%dask_status``: see `command_line.status_parser`."""
-        typed = self._parse("dask_status", line)
-        if typed is None:
-            return
         if sum((typed.text, typed.json, typed.logs is not None)) > 1:
             raise UsageError("--text, --json and --logs exclude each other; give one of them")
         from cml_dask_magics.display.document import to_json
@@ -141,14 +132,6 @@ class DaskMagics:
             print(to_text(statuses))
         else:
             screens.panels([(status, kernel_clusters.controls(directory, status.name)) for status in statuses])
-
-    def _parse(self, name: str, line: str) -> argparse.Namespace | None:
-        """The parsed line; None if it asked for help, which is then printed."""
-        parser = self.parsers[name]
-        typed = parser.parse(line)
-        if typed is None:
-            print(parser.help())
-        return typed
 
     def _tell(self, up: Up) -> None:
         from cml_dask_magics.display.screens import in_notebook
@@ -208,13 +191,17 @@ def show_cluster(cluster: CMLCluster) -> None:
         show_facts(cluster.picture())
 
 
-def _magic(name: str, method: Callable[[str], None], doc: str) -> Any:
-    """A function whose docstring, which the shell shows as help, is `doc`."""
+def _magic(parser: LineParser, run: Callable[[argparse.Namespace], None]) -> Any:
+    """A function of one line, whose docstring the shell shows as help."""
 
     def magic(line: str) -> None:
-        method(line)
+        typed = parser.parse(line)
+        if typed is None:
+            print(parser.help())
+        else:
+            run(typed)
 
-    magic.__name__, magic.__doc__ = name, doc
+    magic.__name__, magic.__doc__ = parser.name, parser.help()
     return magic
 
 
