@@ -21,8 +21,9 @@ PYTEST = -m pytest -n $(JOBS) --dist loadgroup
 test: $(VENV)/.tests-installed
 	$(BIN)/python $(PYTEST) -m "not long" $(ARGS)
 
+# The report of what the tests cover comes before pytest's own last line.
 test-all: $(VENV)/.tests-installed
-	$(BIN)/python $(PYTEST) $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS) --cov
 
 # What touches Dask, on the oldest Dask that the package supports.
 test-oldest: $(OLDEST_VENV)/.tests-installed

@@ -57,15 +57,19 @@ class CallableStatus:
         self._snapshot = snapshot
 
     def __call__(self) -> Any:
+        """The cluster's snapshot."""
         return self._snapshot()
 
     def __eq__(self, other: object) -> bool:
+        """Compare with Dask's `Status`."""
         return bool(self._status == (other._status if isinstance(other, CallableStatus) else other))
 
     def __hash__(self) -> int:
+        """The hash of Dask's `Status`."""
         return hash(self._status)
 
     def __repr__(self) -> str:
+        """Dask's `Status`, in words."""
         return repr(self._status)
 
     @property
@@ -365,10 +369,14 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         return dashboard_link(self._fleet, str(super().dashboard_link))
 
     def __eq__(self, other: object) -> bool:
-        # Not by name, as Dask has it: its get_client would give the client of an earlier cluster of the same name.
+        """Whether both are the same start of a cluster.
+
+        Dask compares names, so its get_client would give the client of an earlier cluster of the same name.
+        """
         return isinstance(other, CMLCluster) and self._fleet.record.token == other._fleet.record.token
 
     def __hash__(self) -> int:
+        """Of the same start, the same."""
         return hash(self._fleet.record.token)
 
     def picture(self) -> ClusterStatus:
@@ -417,7 +425,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         return figures | {address: figures_of(worker) for address, worker in workers if address not in figures}
 
     def _check_open(self) -> None:
-        """
+        """Refuse to work on a closed cluster.
+
         Raises
         ------
         RuntimeError
@@ -510,6 +519,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     # Starting
 
     def __await__(self) -> Generator[Any, None, CMLCluster]:
+        """Wait until the cluster has started."""
+
         async def started() -> CMLCluster:
             if self.status == Status.created and self._background is None:
                 try:

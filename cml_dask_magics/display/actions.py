@@ -1,4 +1,4 @@
-"""What the display can do with a cluster: plain callables, handed in by whoever holds the cluster."""
+"""What the display can do with a cluster, as callables that the holder of the cluster provides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cml_dask_magics.model.status import StatusCallback
 
 @dataclass(frozen=True)
 class PanelActions:
-    """What the panel's controls do. Each may take as long as it needs, and may raise; one that is None has no control.
+    """What the panel's controls do. Each may take long and may raise; for None there is no control.
 
     Parameters
     ----------
@@ -20,7 +20,7 @@ class PanelActions:
     stop : callable
         ``stop()``: end the cluster; returns a summary of one or a few sentences.
     adapt : callable, optional
-        ``adapt(minimum, maximum)``: let Dask scale between the two.
+        ``adapt(minimum, maximum)``: let Dask scale within these limits.
     keep : callable, optional
         ``keep()``: restart the idle countdown.
     restart : callable, optional
@@ -38,25 +38,25 @@ class PanelActions:
 
 
 OnEnd = Callable[[str, Kind], None]
-"""``on_end(words, kind)``: called when a cluster is over, with a summary and how it ended."""
+"""``on_end(words, kind)``: called when a cluster has ended, with a summary and how it ended."""
 
 
 @dataclass(frozen=True)
 class Controls:
-    """One cluster, as what shows it needs it.
+    """The access to one cluster that the display needs.
 
     Parameters
     ----------
     key : hashable
-        Tells it from every other cluster of this kernel.
+        Identifies the cluster in this kernel.
     name : str
     actions : PanelActions
         What the panel's buttons do.
     held : callable
-        ``held()``: whether this kernel holds the cluster; asks nobody.
+        ``held()``: whether this kernel holds the cluster.
     follow : callable
-        ``follow(on_status, on_end, wanted)``: call `on_status` with a snapshot every second, as long as ``wanted()``,
-        and `on_end` when it is over. Does nothing for a cluster that this kernel does not hold.
+        ``follow(on_status, on_end, wanted)``: call `on_status` with a snapshot every second while ``wanted()``, and
+        `on_end` when the cluster has ended. Does nothing for a cluster that this kernel does not hold.
     """
 
     key: Hashable

@@ -17,7 +17,7 @@ def to_dict(status: ClusterStatus) -> dict[str, Any]:
     Returns
     -------
     dict
-        Only JSON's own types; times as ``2026-01-31T12:00:00Z``, numbers that are none (NaN) as None.
+        Only JSON types; times as ``2026-01-31T12:00:00Z``, NaN as None.
     """
     return {
         "name": status.name,
@@ -73,7 +73,7 @@ def _finite(value: float) -> float | None:
 
 
 def _seconds(value: float | None) -> float | None:
-    """Whole seconds as an integer, as people write them."""
+    """Whole seconds as an integer."""
     if value is None or not math.isfinite(value):
         return None
     return int(value) if value == int(value) else round(value, 3)

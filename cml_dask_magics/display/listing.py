@@ -1,7 +1,4 @@
-"""Which workers a table lists: sorted, filtered, one page of them.
-
-Knows nothing of HTML, widgets or clusters.
-"""
+"""Sorts, filters and pages the workers of a table."""
 
 from __future__ import annotations
 
@@ -19,19 +16,19 @@ PAGE_ROWS = 20
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a reader wants to see of the workers.
+    """Which workers the reader wants to see.
 
     Parameters
     ----------
     sort : str
-        A key of ``SORTS``; empty for the order of their start, failed ones first.
+        A key of ``SORTS``; empty for the order of their launch, failed ones first.
     descending : bool
     text : str
-        Only workers whose id, address or state holds this, whatever the case; empty for all.
+        Only workers whose id, address or state contains this, ignoring case; empty for all.
     state : str
         Only workers in this state; empty for all.
     page : int
-        Counted from 0; one behind the last means the last.
+        Counted from 0; any page after the last means the last.
     """
 
     sort: str = ""
@@ -42,7 +39,7 @@ class Wanted:
 
 
 class Chosen(NamedTuple):
-    """One page of workers, which page it is, and how many workers there are on all pages."""
+    """One page of workers, its number, and the number of workers on all pages."""
 
     rows: Sequence[SessionStatus]
     page: int
@@ -67,7 +64,7 @@ SORTS: dict[str, Callable[[SessionStatus], Any]] = {
 
 
 def choose(workers: Sequence[SessionStatus], wanted: Wanted, size: int = PAGE_ROWS) -> Chosen:
-    """The page of workers that is wanted.
+    """The wanted page of workers.
 
     Parameters
     ----------
@@ -83,7 +80,7 @@ def choose(workers: Sequence[SessionStatus], wanted: Wanted, size: int = PAGE_RO
     page = max(min(wanted.page, (len(workers) - 1) // size), 0)
     if wanted.sort in SORTS:
         workers = _sorted(workers, SORTS[wanted.sort], wanted.descending)
-    else:  # failed ones matter most
+    else:
         workers = sorted(workers, key=lambda worker: worker.state != "failed")
     return Chosen(workers[page * size : (page + 1) * size], page, len(workers))
 
@@ -95,7 +92,7 @@ def _words(worker: SessionStatus) -> str:
 def _sorted(
     workers: Sequence[SessionStatus], key: Callable[[SessionStatus], Any], descending: bool
 ) -> Sequence[SessionStatus]:
-    """In the order of a figure; those whose figure is no number (NaN) come last, in either direction."""
+    """Sort by a key; NaN comes last in either direction."""
     keyed = [(key(worker), worker) for worker in workers]
     numbers = sorted((pair for pair in keyed if pair[0] == pair[0]), key=itemgetter(0), reverse=descending)
     return [worker for _, worker in numbers + [pair for pair in keyed if pair[0] != pair[0]]]

@@ -1,4 +1,4 @@
-"""Foreign text and addresses, made safe to show."""
+"""Makes text and addresses from elsewhere safe to show."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 
 def clean(text: str) -> str:
-    """Make foreign text safe to print: control and direction characters become visible, line ends stay."""
+    """Make text safe to print: replaces control and direction characters, except line ends."""
     if text.isprintable():
         return text
     return "".join(
@@ -16,10 +16,10 @@ def clean(text: str) -> str:
 
 
 def safe_url(url: str | None) -> str | None:
-    """``url`` if a browser may be sent there, else None: ``http(s):`` with a host, or a path of this host."""
+    """``url`` if it is safe as a link, else None: ``http(s):`` with a host, or a path on this host."""
     if not url or not url.isprintable() or " " in url:
         return None
-    # As behind a JupyterHub: /user/me/proxy/8787/status. To a browser // and /\\ begin another host's address.
+    # A path, as behind a JupyterHub. Browsers take // and /\\ for the start of another host's address.
     if re.match(r"/(?![/\\])", url):
         return url
     try:

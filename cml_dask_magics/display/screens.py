@@ -1,4 +1,4 @@
-"""Where a cluster is shown: the panel in a notebook, a progress line in a terminal."""
+"""Shows clusters: the panel in a notebook, a progress line in a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cml_dask_magics.model.status import ClusterStatus, StatusCallback
 
 
 def in_notebook(shell: Any) -> bool:
-    """Whether a front end shows what is displayed; a terminal has no kernel."""
+    """Whether the shell is a Jupyter kernel."""
     return getattr(shell, "kernel", None) is not None
 
 
@@ -35,12 +35,12 @@ def show_facts(status: ClusterStatus) -> None:
 
 
 class Screens:
-    """What this kernel shows: one panel for each cluster, one list of several, and summaries of those that ended.
+    """The displays of this kernel: a panel for each cluster, a list of several, and summaries of those that ended.
 
     Parameters
     ----------
     keep_every_s : float
-        What a saved notebook keeps of a panel is brought up to date at most once in so many seconds.
+        The HTML of a panel that a saved notebook keeps is refreshed at most once in this time.
     """
 
     def __init__(self, keep_every_s: float = 5.0) -> None:
@@ -52,11 +52,11 @@ class Screens:
 
     @contextlib.contextmanager
     def starting(self, shell: Any, controls: Controls) -> Iterator[StatusCallback]:
-        """Show a cluster while it comes up; gives what is to be called with each snapshot."""
+        """Show a cluster while it starts; gives the callback for snapshots."""
         if in_notebook(shell):
             shown = self._panel_of(controls)
             shown.output.display()
-            # Clicks wait in the kernel's queue until the cell is done; the panel says so.
+            # The kernel handles no clicks until the cell is done; the panel says so.
             shown.panel.busy(True)
             try:
                 yield functools.partial(self._draw, shown)
@@ -77,7 +77,7 @@ class Screens:
             yield lambda _status: None
 
     def panels(self, clusters: Sequence[tuple[ClusterStatus, Controls]]) -> None:
-        """Display clusters: one as its panel, several as one line each of which one is open.
+        """Display clusters: one as its panel, several as a list of which one is open.
 
         A cluster that this kernel does not hold is shown as a snapshot.
         """
@@ -96,7 +96,7 @@ class Screens:
             self.follow(controls)
 
     def follow(self, controls: Controls) -> None:
-        """Have the cluster's panel, if there is one, follow the cluster until it ends, while somebody sees it."""
+        """Keep the cluster's panel, if there is one, up to date while it is visible and until the cluster ends."""
         shown = self._shown.get(controls.key)
         if shown is not None:
             panel = shown.panel
@@ -112,10 +112,10 @@ class Screens:
         self._tell_list(shown.panel, shown.draw(status))
 
     def _finish(self, controls: Controls, shown: _Shown, words: str, kind: Kind) -> None:
-        """Leave a summary where the panel was.
+        """Turn the panel into a summary.
 
-        A page that was reloaded since takes no news of an output, only of widgets. So the summary's few widgets stay
-        until the next cluster ends; then these go, and so many clusters leave no more behind than one.
+        A page that was reloaded since receives updates of widgets only, not of outputs. So the summary's widgets stay
+        until the next cluster ends.
         """
         if self._shown.get(controls.key) is shown:
             del self._shown[controls.key]
@@ -127,7 +127,7 @@ class Screens:
             self._sweep()
 
     def _display_list(self, live: Sequence[Panel]) -> None:
-        """Show one list of clusters, the same one wherever it was shown before, as long as a cluster in it is alive."""
+        """Show a list of clusters; reuses the former list while a cluster in it is alive."""
         with self._lock:
             if self._list is None or self._list.finished:
                 former, self._list = self._list, ClusterList(live)
@@ -140,7 +140,7 @@ class Screens:
         output.display()
 
     def _tell_list(self, panel: Panel, changed: bool) -> None:
-        listed = self._list  # another thread may put another one in its place
+        listed = self._list  # another thread may replace it
         if listed is not None and panel in listed.panels:
             listed.draw()
             if listed.finished:
@@ -149,7 +149,7 @@ class Screens:
                 listed.output.refresh()
 
     def _sweep(self) -> None:
-        """Release the summaries that no page needs: all but the last, and those on a list of clusters that is shown."""
+        """Release all summaries except the last one and those in the list of clusters."""
         last = self._finished[-1].panel if self._finished else None
         if self._list is not None and self._list.finished and last not in self._list.panels:
             self._list.close()
@@ -171,7 +171,7 @@ class _Shown:
         self._kept_at = -keep_every_s
 
     def draw(self, status: ClusterStatus) -> bool:
-        """Show a snapshot; whether what the notebook keeps was brought up to date, too."""
+        """Show a snapshot; returns whether the HTML that the notebook keeps was refreshed."""
         self.panel.draw(status)
         gist = _gist(status)
         changed = gist != self._kept and time.monotonic() - self._kept_at >= self._keep_every_s
@@ -182,11 +182,11 @@ class _Shown:
 
 
 screens = Screens()
-"""What this kernel shows; it outlives a reload of the extension."""
+"""Survives a reload of the extension."""
 
 
 def _gist(status: ClusterStatus) -> tuple[Any, ...]:
-    """What makes a picture of a cluster an old one; as much work for many workers as for few."""
+    """The part of a status whose change makes the kept HTML outdated; the first page of workers at most."""
     sessions = (status.scheduler, *status.workers[:PAGE_ROWS])
     seen = tuple((each.session, each.state, each.ip_address) for each in sessions if each is not None)
     return status.state, status.requested, status.adapt, status.dashboard_link, len(status.workers), seen

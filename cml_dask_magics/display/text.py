@@ -1,7 +1,4 @@
-"""A cluster's snapshot as plain text and as a progress line.
-
-Pure functions of ``ClusterStatus``: knows neither widgets nor clusters.
-"""
+"""A ``ClusterStatus`` as plain text and as a progress line."""
 
 from __future__ import annotations
 
@@ -48,13 +45,13 @@ def to_text(
     Parameters
     ----------
     statuses : sequence of ClusterStatus
-        None at all makes one sentence.
+        If empty, the text is one sentence.
     width : int or None
-        Columns; None for the terminal's, between 80 and 120.
+        Columns; None for the terminal's width, between 80 and 120.
     max_rows : int or None
         How many workers to list for each cluster; None for all.
     now : datetime or None
-        The time to count from; None for now.
+        None for now.
     """
     if not statuses:
         return NO_CLUSTER
@@ -64,20 +61,18 @@ def to_text(
     now = now or utc_now()
     out = StringIO()
     columns = width or min(max(shutil.get_terminal_size().columns, 80), 120)
-    # In a notebook rich would display what it prints, were it not told that this is none.
+    # force_jupyter=False: in a notebook, rich would display instead of writing to the file.
     console = Console(file=out, width=columns, color_system=None, force_terminal=False, force_jupyter=False)
     for index, status in enumerate(statuses):
         if index:
             console.print()
-        # Text objects, not strings: square brackets in an event are no markup.
+        # Text objects, not strings: rich would take square brackets in an event for markup.
         sums = totals(status)
         console.print(Text(f"{clean(status.name)}: {status.state}, {workers_words(status, sums)}"))
         console.print(Text(" · ".join(fact_words(status, now))))
-        if status.dashboard_link:
-            # One line however narrow the terminal is: a link that was broken in two cannot be followed.
-            console.print(Text(f"Dashboard: {clean(status.dashboard_link)}"), soft_wrap=True)
-        if status.read_only_link:
-            console.print(Text(f"Read-only: {clean(status.read_only_link)}"), soft_wrap=True)
+        for title, link in (("Dashboard", status.dashboard_link), ("Read-only", status.read_only_link)):
+            if link:  # on one line, so that it can be clicked
+                console.print(Text(f"{title}: {clean(link)}"), soft_wrap=True)
         if status.state == "starting" and (estimate := estimate_words(status)):
             console.print(Text(estimate.capitalize()))
         if advice := advice_words(status, sums):
@@ -94,25 +89,17 @@ def to_text(
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def progress_line(status: ClusterStatus, now: datetime | None = None, since: datetime | None = None) -> str:
-    """One line that tells how far a start is: ``default: 2 of 4 workers ready · 1 starting · 1 pending · 12 s``.
-
-    Parameters
-    ----------
-    now : datetime or None
-        The time to count to; None for now.
-    since : datetime or None
-        The time to count from, where that is not the cluster's creation (it is being scaled).
-    """
-    elapsed_s = ((now or utc_now()) - (since or status.created_at)).total_seconds()
+def progress_line(status: ClusterStatus, now: datetime | None = None) -> str:
+    """The progress of a start in one line: ``default: 2 of 4 workers ready · 1 starting · 1 pending · 12 s``."""
+    elapsed_s = ((now or utc_now()) - status.created_at).total_seconds()
     words = [*count_words(status), format_duration_s(elapsed_s, exact=True)]
-    if since is None and (estimate := estimate_words(status)):
+    if estimate := estimate_words(status):
         words.append(estimate)
     return f"{clean(status.name)}: {' · '.join(words)}"
 
 
 def status_line(status: ClusterStatus) -> str:
-    """One line for a list of clusters, with nothing in it that changes every second."""
+    """One line for a list of clusters; shows no times, so that it seldom changes."""
     words = [f"{clean(status.name)}: {status.state}", workers_words(status)]
     if status.state == "starting":
         words += count_words(status)[1:]
@@ -120,12 +107,12 @@ def status_line(status: ClusterStatus) -> str:
 
 
 def ended_line(name: str, kind: Kind) -> str:
-    """The same for a cluster that is no more."""
+    """The same for a cluster that has ended."""
     return f"{SIGNS[kind]} {clean(name)}: {kind}"
 
 
 def _table(workers: Sequence[SessionStatus], now: datetime) -> list[str]:
-    """A table of workers, a line each. Not rich's, which takes seconds for thousands of them."""
+    """The lines of a table of workers. Not with rich, which takes seconds for thousands of rows."""
     rows = [("Worker", "IP address", "State", "CPU", "Memory", "Threads", "Tasks")]
     for worker in workers:
         reported = (NO_VALUE,) * 4
@@ -143,7 +130,7 @@ def _table(workers: Sequence[SessionStatus], now: datetime) -> list[str]:
 
 
 def _filled(cell: str, width: int, right: bool) -> str:
-    """A cell of a table, so many columns of the terminal wide."""
+    """A cell of a table, padded to a width."""
     space = " " * (width - cell_len(cell))
     return space + cell if right else cell + space
 

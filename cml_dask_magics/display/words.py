@@ -1,7 +1,4 @@
-"""What a cluster's snapshot says in words: states, sizes, durations and sentences that text and HTML share.
-
-Knows nothing of HTML, tables, widgets or clusters; everything here is a function of plain values.
-"""
+"""The words that text and HTML share: states, sizes, durations and sentences about a cluster."""
 
 from __future__ import annotations
 
@@ -15,16 +12,16 @@ from cml_dask_magics.display.safe import clean
 from cml_dask_magics.model.status import ClusterStatus, Ended, Event, SessionState, SessionStatus
 
 Kind = Literal["ended", "failed"]
-"""How a cluster came to its end."""
+"""How a cluster ended."""
 
 NO_VALUE = "\N{EN DASH}"
-"""Stands where nothing is known."""
+"""Shown for unknown values."""
 
 MAX_EVENTS = 5
-"""Events that a picture of a cluster lists, newest first."""
+"""How many events are shown at first."""
 
 MORE_EVENTS = 50
-"""Events that a picture lists for a reader who wants more of them."""
+"""How many events are shown after a click on *More events*."""
 
 SIGNS = {
     "running": "●",
@@ -36,7 +33,7 @@ SIGNS = {
     "lost": "✖",
     "ended": "■",
 }
-"""A sign for each state as well as a colour: colour alone says nothing to many readers, and to a printer."""
+"""A sign for each state, because not everybody can see the colours."""
 
 _PLATFORMS = {"cml": "CML", "cdsw": "CDSW", "local": "this machine"}
 _UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
@@ -44,7 +41,7 @@ _PHASES: tuple[SessionState, ...] = ("starting", "pending", "stopping", "failed"
 
 
 class Totals(NamedTuple):
-    """How many workers are in which state, and sums over the connected ones."""
+    """The number of workers in each state, and sums over the connected ones."""
 
     states: Mapping[str, int]
     nthreads: int
@@ -55,7 +52,7 @@ class Totals(NamedTuple):
 
     @property
     def ready(self) -> int:
-        """How many workers are connected and take tasks."""
+        """How many workers are connected."""
         return self.states.get("running", 0)
 
     @property
@@ -83,15 +80,14 @@ def plural(count: int, noun: str) -> str:
 
 
 def format_duration_s(seconds: float, exact: bool = False) -> str:
-    """Write a duration for people.
+    """A duration in words.
 
     Parameters
     ----------
     seconds : float
-        Negative and unknown (NaN, infinite) ones count as 0.
+        Negative, NaN and infinite values count as 0.
     exact : bool
-        Show seconds above a minute too. Off by default, so that a picture changes once a minute and
-        not once a second.
+        Show seconds above a minute too. Off by default, so that a display changes once a minute.
 
     Returns
     -------
@@ -111,7 +107,7 @@ def format_duration_s(seconds: float, exact: bool = False) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """``1.5 GiB``, ``96 MiB``; at most three digits, no empty decimals."""
+    """``1.5 GiB``, ``96 MiB``: at most three digits."""
     for unit, factor in _UNITS:
         if size >= factor:
             value = size / factor
@@ -120,7 +116,7 @@ def format_bytes(size: float) -> str:
 
 
 def format_memory(used_bytes: int, limit_bytes: int) -> str:
-    """Memory in use and its limit, where there is one: ``96 MiB / 2 GiB``, ``1.5 / 2 GiB``."""
+    """Memory in use and its limit, if there is one: ``96 MiB / 2 GiB``, ``1.5 / 2 GiB``."""
     used = format_bytes(used_bytes)
     if not limit_bytes:
         return used
@@ -129,18 +125,18 @@ def format_memory(used_bytes: int, limit_bytes: int) -> str:
 
 
 def format_percent(percent: float) -> str:
-    """``3 %``; an unknown one (NaN) is a dash."""
+    """``3 %``; a dash for NaN."""
     return f"{max(percent, 0):.0f} %" if math.isfinite(percent) else NO_VALUE
 
 
 def format_at(at: datetime, now: datetime) -> str:
-    """A time in UTC: ``12:00:31`` on the day of ``now``, with its date on other days."""
+    """A time in UTC: ``12:00:31``, with the date if that is not today's."""
     at, now = at.astimezone(timezone.utc), now.astimezone(timezone.utc)
     return f"{at:%H:%M:%S}" if at.date() == now.date() else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def utc_now() -> datetime:
-    """The time, timezone-aware."""
+    """The current time, timezone-aware."""
     return datetime.now(timezone.utc)
 
 
@@ -151,7 +147,7 @@ def workers_words(status: ClusterStatus, sums: Totals | None = None) -> str:
 
 
 def idle_words(status: ClusterStatus) -> str:
-    """When the cluster will stop by itself: ``stops in 48 min if idle``."""
+    """When the cluster stops by itself: ``stops in 48 min if idle``."""
     if status.idle_timeout_s is None:
         return "does not stop by itself"
     if status.idle_s is None:
@@ -161,7 +157,7 @@ def idle_words(status: ClusterStatus) -> str:
 
 
 def usage_words(status: ClusterStatus) -> str:
-    """What its sessions have used: ``used 0.42 core-hours, 0.90 GiB-hours``."""
+    """The usage so far: ``used 0.42 core-hours, 0.90 GiB-hours``."""
     usage = status.usage
     parts = [f"{_hours(usage.core_hours)} core-hours", f"{_hours(usage.gib_hours)} GiB-hours"]
     if usage.gpu_hours > 0:
@@ -170,7 +166,7 @@ def usage_words(status: ClusterStatus) -> str:
 
 
 def fact_words(status: ClusterStatus, now: datetime) -> list[str]:
-    """Platform, age, idle countdown and usage, one entry each."""
+    """Platform, age, usage and idle countdown."""
     age_s = (now - status.created_at).total_seconds()
     starting = status.state == "starting"
     facts = [
@@ -182,17 +178,17 @@ def fact_words(status: ClusterStatus, now: datetime) -> list[str]:
 
 
 def estimate_words(status: ClusterStatus) -> str:
-    """What earlier starts took: ``usually ready after about 35 s``; empty where none is known."""
+    """How long earlier starts took: ``usually ready after about 35 s``; empty if there were none."""
     usual_s = status.usual_start_s
     if usual_s is None or not math.isfinite(usual_s) or usual_s <= 0:
         return ""
-    # No finer than it is true.
+    # Round it: it is only an estimate.
     step_s = 1 if usual_s < 10 else 5 if usual_s < 90 else 30
     return f"usually ready after about {format_duration_s(max(round(usual_s / step_s), 1) * step_s, exact=True)}"
 
 
 def advice_words(status: ClusterStatus, sums: Totals | None = None) -> str:
-    """What is wrong and what to do about it; empty when nothing is wrong."""
+    """What is wrong and what to do about it; empty if nothing is."""
     if status.state == "lost":
         return (
             "Its scheduler is gone, or has been silent for long. %dask_up starts it afresh as it was, "
@@ -214,14 +210,14 @@ def advice_words(status: ClusterStatus, sums: Totals | None = None) -> str:
 
 
 def phase_words(session: SessionStatus, now: datetime) -> str:
-    """The session's state, and for how long where it is on its way to another: ``pending 12 s``."""
+    """The session's state, with its duration if it is a transition: ``pending 12 s``."""
     if session.state in ("pending", "starting", "stopping") and session.state_since is not None:
         return f"{session.state} {format_duration_s((now - session.state_since).total_seconds(), exact=True)}"
     return session.state
 
 
 def count_words(status: ClusterStatus, sums: Totals | None = None) -> list[str]:
-    """How many workers are in which phase, the connected ones first: ``2 of 4 workers ready``, ``1 starting``."""
+    """How many workers are in which state: ``2 of 4 workers ready``, ``1 starting``."""
     sums = sums or totals(status)
     words = [f"{sums.ready:,} of {plural(status.requested, 'worker')} ready"]
     if status.scheduler is not None and status.scheduler.state != "running":
@@ -230,7 +226,7 @@ def count_words(status: ClusterStatus, sums: Totals | None = None) -> list[str]:
 
 
 def memory_words(session: SessionStatus) -> str:
-    """What a worker holds in memory, and what it had to put on disk: ``1.5 / 2 GiB, 300 MiB spilled``."""
+    """A worker's memory and what it spilled to disk: ``1.5 / 2 GiB, 300 MiB spilled``."""
     words = format_memory(session.memory_bytes, session.memory_limit_bytes)
     return f"{words}, {format_bytes(session.spilled_bytes)} spilled" if session.spilled_bytes > 0 else words
 
@@ -241,17 +237,17 @@ def latest_events(events: Sequence[Event], limit: int = MAX_EVENTS) -> list[Even
 
 
 def ended_words(ended: Ended, peak_memory_bytes: int = 0) -> str:
-    """What was stopped, in one sentence."""
+    """The summary of a stopped cluster, in one sentence."""
     usage = ended.usage
     gpu = f", {usage.gpu_hours:.2f} GPU-hours" if usage.gpu_hours else ""
     peak = f"; {format_bytes(peak_memory_bytes)} of memory at most" if peak_memory_bytes else ""
-    sessions = f"{ended.sessions} session" + ("s" if ended.sessions != 1 else "")
     return (
-        f"Stopped cluster {ended.name!r}: {sessions} after {format_duration_s(ended.uptime_s)}; "
+        f"Stopped cluster {ended.name!r}: {plural(ended.sessions, 'session')} "
+        f"after {format_duration_s(ended.uptime_s)}; "
         f"used {usage.core_hours:.2f} core-hours, {usage.gib_hours:.2f} GiB-hours{gpu}{peak}."
     )
 
 
 def _hours(value: float) -> str:
-    """Three digits, so that a big cluster's usage does not change with every look."""
+    """At most three digits, so that the usage of a big cluster does not change all the time."""
     return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"

@@ -1,1 +1,1 @@
-"""What is typed, and what this kernel holds."""
+"""The magics, and the clusters that this kernel holds."""

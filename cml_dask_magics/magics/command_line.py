@@ -1,4 +1,4 @@
-"""The magics' command lines: what can be typed, its help, and what TAB completes."""
+"""The magics' command lines: options, help and completion."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LineParser:
     name : str
         The magic, without ``%``.
     description : str
-        Its help's first paragraph.
+        The first paragraph of its help.
     """
 
     def __init__(self, name: str, description: str) -> None:
@@ -50,12 +50,12 @@ class LineParser:
         return self._parser.format_help()
 
     def parse(self, line: str) -> argparse.Namespace | None:
-        """Read what the user typed; None where that asks for help.
+        """Parse what the user typed; None if that asks for help.
 
         Raises
         ------
         UsageError
-            IPython shows it as one line, without a traceback.
+            For bad input; IPython shows it as one line, without a traceback.
         """
         try:
             words = shlex.split(line)
@@ -74,9 +74,9 @@ class LineParser:
         return arguments
 
     def _joined(self, words: list[str]) -> list[str]:
-        """``--cpu -1`` as ``--cpu=-1``, so that a value may start with a hyphen and reaches its own check.
+        """Join options with their values, so that a value may start with a hyphen: ``--cpu -1`` to ``--cpu=-1``.
 
-        A duration takes its unit along: ``--timeout 5 min`` is what people type.
+        A duration keeps its unit, as in ``--timeout 5 min``.
         """
         valued, every = "|".join(self._valued) or "(?!)", "|".join(self._valued | self._switches)
         line = "\0".join(["", *words])
@@ -86,7 +86,7 @@ class LineParser:
 
 
 def up_parser() -> LineParser:
-    """``%dask_up``: one flag for each option that help names."""
+    """``%dask_up``: one flag for each option that has a help text."""
     parser = LineParser(
         "dask_up",
         "Make it so that the cluster NAME has N workers: start it, scale it or re-attach to it. Waits until the "
@@ -94,7 +94,7 @@ def up_parser() -> LineParser:
         "defaults.",
     )
     for option in OPTIONS:
-        if not option.help:  # what only the configuration sets
+        if not option.help:  # only the configuration sets it
             continue
         shown = "" if option.default is None or option.default == {} else f"; default: {option.default}"
         text = f"{option.help}{shown}".replace("%", "%%")

@@ -1,6 +1,6 @@
-"""What this kernel holds: its clusters, their clients, and why it let go of a cluster that nobody stopped.
+"""The clusters and clients that this kernel holds: starts, stops and shows clusters, and reads their output.
 
-Brings clusters up, takes them down, looks at them and reads what they printed. Nothing here prints.
+Nothing here prints.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Up:
     ----------
     cluster : CMLCluster
     done : str
-        What was done: ``started``, ``starting``, ``re-attached`` or ``already up``, and ``scaled`` where it was.
+        ``started``, ``starting``, ``re-attached`` or ``already up``, and ``scaled`` where it was.
     notes : tuple of str
-        What the user should know: workers that are missing, options that a running cluster cannot take.
+        For the user: workers that are missing, options that a running cluster cannot change.
     """
 
     cluster: CMLCluster
@@ -50,16 +50,16 @@ class Up:
 
 
 class KernelClusters:
-    """The clusters that this kernel holds, by state folder and name, and what can be done with any on record."""
+    """The clusters that this kernel holds, by state folder and name, and what it can do with any on record."""
 
     def __init__(self) -> None:
         self._held: dict[_Key, CMLCluster] = {}
         self._clients: dict[_Key, Client] = {}
-        # Why this kernel let go of a cluster that nobody here stopped, until somebody was told.
+        # Why this kernel let go of a cluster, until the user has been told.
         self._parting_words: dict[_Key, str] = {}
 
     def up(self, settings: Settings, given: frozenset[str], on_status: StatusCallback | None = None) -> Up:
-        """Make it so that the cluster `settings.name` has as many workers as `settings` says.
+        """Start, scale or re-attach to the cluster, so that it is as `settings` says.
 
         Parameters
         ----------
@@ -67,12 +67,12 @@ class KernelClusters:
         given : frozenset of str
             The fields of `settings` that the user gave: a running cluster is scaled only if asked to.
         on_status : callable, optional
-            Called about twice a second meanwhile, from Dask's thread.
+            Called about twice a second while this waits, from Dask's thread.
 
         Raises
         ------
         RuntimeError
-            If it did not come up; everything that this call launched has been stopped.
+            If it did not start; everything that this call launched has been stopped.
         """
         key = settings.state_directory, settings.name
         cluster = self._alive(key)
@@ -90,12 +90,12 @@ class KernelClusters:
         return _adjusted(cluster, settings, given, done, on_status)
 
     def down(self, state_directory: Path, name: str) -> Ended | None:
-        """Stop a cluster, wherever it was started from; None if there is none.
+        """Stop a cluster, whichever kernel started it; None if there is none.
 
         Raises
         ------
         RuntimeError
-            Naming the sessions that did not end; their record is kept.
+            If sessions did not end; the message names them, and the record is kept.
         """
         key = state_directory, name
         if (client := self._clients.pop(key, None)) is not None:
@@ -110,20 +110,20 @@ class KernelClusters:
             self._held.pop(key, None)
 
     def statuses(self, state_directory: Path, name: str | None = None) -> tuple[list[ClusterStatus], list[str]]:
-        """Snapshots of one cluster or of all on record; a cluster of another kernel's is attached to, for looking.
+        """Snapshots of one cluster or of all on record. Attaches to running clusters that this kernel does not hold.
 
         Returns
         -------
         list of ClusterStatus
         list of str
-            What is wrong with those clusters that cannot be looked at: one does not keep the others from being seen.
+            What is wrong with the clusters that could not be read.
         """
         on_record = self.names(state_directory)
         found, problems = [], []
         for key in sorted({*self._held, *self._parting_words}):
             if key[0] == state_directory and name in (None, key[1]):
                 if key[1] not in on_record or not self.is_held(*key):
-                    self._alive(key)  # lets go of it
+                    self._alive(key)  # for its side effect: it lets go of what is gone
                 if words := self._parting_words.pop(key, ""):
                     problems.append(words)
         for each in on_record if name is None else [name]:
@@ -144,7 +144,7 @@ class KernelClusters:
     def logs(
         self, state_directory: Path, name: str, session: str | None = None, lines: int = 200
     ) -> dict[str, list[str]]:
-        """The last lines that a cluster's sessions printed, by session; of its last start, if it has ended.
+        """The last lines that the sessions of a cluster's last start printed, by session.
 
         Raises
         ------
@@ -160,7 +160,7 @@ class KernelClusters:
         return {each: read_tail(path, lines) for each, path in paths.items() if session in (None, each)}
 
     def client(self, cluster: CMLCluster) -> Client:
-        """The client that this kernel has for a cluster, made where there is none."""
+        """This kernel's client of a cluster; connects if there is none."""
         key = cluster.settings.state_directory, cluster.name
         client = self._clients.get(key)
         if client is None or client.status != "running" or client.cluster is not cluster:
@@ -168,19 +168,19 @@ class KernelClusters:
         return client
 
     def hold(self, cluster: CMLCluster) -> bool:
-        """Add a cluster that was made without the magics, unless another of its name is held; whether it is held."""
+        """Add a cluster that was made without the magics; False if another of its name is held already."""
         key = cluster.settings.state_directory, cluster.name
         if not self.is_held(*key):
             self._held[key] = cluster
         return self._held[key] is cluster
 
     def is_held(self, state_directory: Path, name: str) -> bool:
-        """Whether this kernel holds a cluster of that name; asks nobody."""
+        """Whether this kernel holds a cluster of that name, without a call to the cluster."""
         cluster = self._held.get((state_directory, name))
         return cluster is not None and not cluster.closed
 
     def controls(self, state_directory: Path, name: str) -> Controls:
-        """What the display may do with a cluster, whether it is held already or not."""
+        """What the display can do with a cluster, held or not."""
         key = state_directory, name
 
         def cluster() -> CMLCluster:
@@ -216,7 +216,7 @@ class KernelClusters:
     ) -> Up:
         key = settings.state_directory, settings.name
         notes = [words] if (words := self._parting_words.pop(key, "")) else []
-        # What somebody began to stop was not lost.
+        # A cluster that somebody began to stop is not lost.
         if lost is not None and lost.state != "stopping" and (before := settings_of(lost)) is not None:
             settings = _as_before(settings, given, replace(before, n_workers=lost.requested, adapt=lost.adapt))
             notes.append(
@@ -230,7 +230,7 @@ class KernelClusters:
         return Up(cluster, "starting" if settings.background else "started", tuple(notes))
 
     def _alive(self, key: _Key) -> CMLCluster | None:
-        """The cluster that this kernel holds, if it is still the one on record and its scheduler is there."""
+        """The cluster that this kernel holds, if it still runs; otherwise lets go of it."""
         cluster = self._held.get(key)
         if cluster is None:
             return None
@@ -248,7 +248,7 @@ class KernelClusters:
         directory, name = key
         held = self._held.get(key)
         if held is not None and not held.closed and not held.silent_s:
-            # The scheduler told its news within the last seconds: it need not be asked over a new connection.
+            # The scheduler reported within the last seconds: no need to ask it again.
             seen = _last_seen(held)
             if seen.state not in ("lost", "stopping"):
                 return seen
@@ -269,11 +269,11 @@ class KernelClusters:
 
 
 kernel_clusters = KernelClusters()
-"""What this kernel holds; it outlives a reload of the extension."""
+"""Survives a reload of the extension."""
 
 
 def interrupted_words(state_directory: Path, name: str) -> str:
-    """What became of a cluster whose start or end was interrupted."""
+    """What to tell the user after Ctrl-C during a start or a stop."""
     record = Registry(state_directory).read(name)
     if record is None:
         return f"Interrupted: every session that was launched for cluster {name!r} has been stopped."
@@ -293,7 +293,7 @@ def _opened(state_directory: Path, name: str) -> Fleet | None:
 def _last_seen(cluster: CMLCluster) -> ClusterStatus:
     """The cluster as this kernel last heard of it."""
 
-    async def picture() -> ClusterStatus:  # on the loop, which changes what is read here
+    async def picture() -> ClusterStatus:  # on the event loop, which changes this data
         return cluster.picture()
 
     seen: ClusterStatus = cluster.sync(picture)
@@ -301,7 +301,7 @@ def _last_seen(cluster: CMLCluster) -> ClusterStatus:
 
 
 def _last_words(cluster: CMLCluster) -> tuple[str, Kind]:
-    """What to say of a cluster that this kernel let go of, and how it ended."""
+    """The summary of a cluster that this kernel let go of, and how it ended."""
     if cluster.failure is not None:
         return str(cluster.failure), "failed"
     if cluster.ended is not None:
@@ -312,7 +312,7 @@ def _last_words(cluster: CMLCluster) -> tuple[str, Kind]:
 
 
 def _as_before(settings: Settings, given: frozenset[str], before: Settings) -> Settings:
-    """The settings that a lost cluster had, but for what is given now."""
+    """The settings of a lost cluster, with what the user gave now."""
     kept = {name: getattr(before, name) for name in ("n_workers", "adapt", *_SIZES, "dashboard_port", "local")}
     if "n_workers" in given:
         kept["adapt"] = None
@@ -335,7 +335,7 @@ def _adjusted(
             f"cluster {cluster.name!r} keeps the {', '.join(fixed)} that it was started with; "
             f"%dask_down {cluster.name} first to change that"
         )
-    # Without a number what was asked for stands, and so missing workers are tried again.
+    # Without a number, missing workers are launched again.
     n = settings.n_workers if "n_workers" in given else len(cluster.plan) if cluster.adapting else cluster.wanted
     if settings.adapt and "adapt" in given:
         cluster.adapt(minimum=settings.adapt[0], maximum=settings.adapt[1])

@@ -1,7 +1,6 @@
 """The three line magics: ``%dask_up``, ``%dask_down`` and ``%dask_status``.
 
-What is typed, what is put into the namespace and what is read. Importing this module imports neither Dask nor
-ipywidgets: both come with the first use.
+Importing this module imports neither Dask nor ipywidgets; the first use does.
 """
 
 from __future__ import annotations
@@ -17,13 +16,7 @@ from IPython.core.getipython import get_ipython
 
 from cml_dask_magics.magics.command_line import LineParser, down_parser, status_parser, up_parser
 from cml_dask_magics.magics.notice import cluster_names, notice
-from cml_dask_magics.model.settings import (
-    OPTIONS,
-    Settings,
-    as_keyword,
-    as_typed,
-    make_settings,
-)
+from cml_dask_magics.model.settings import OPTIONS, Settings, as_keyword, as_typed, make_settings
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -42,27 +35,16 @@ class DaskMagics:
 
     def __init__(self, shell: InteractiveShell) -> None:
         self.shell = shell
-        self.parsers: dict[str, LineParser] = {
-            parser.name: parser for parser in (up_parser(), down_parser(), status_parser())
-        }
+        self.parsers = {parser.name: parser for parser in (up_parser(), down_parser(), status_parser())}
 
     def register(self) -> None:
-        """Make the magics, their help and their completion known to the shell."""
+        """Register the magics with their help and completion."""
         for name, parser in self.parsers.items():
-            self.shell.register_magic_function(_magic(name, getattr(self, name), parser.help()), "line", name)
+            self.shell.register_magic_function(_magic(parser, getattr(self, name)), "line", name)
             self.shell.set_hook("complete_command", self._completer(parser), str_key=f"%{name}")
 
-    def unregister(self) -> None:
-        """Take them away again."""
-        for name in self.parsers:
-            self.shell.magics_manager.magics["line"].pop(name, None)
-            self.shell.strdispatchers["complete_command"].strs.pop(f"%{name}", None)
-
-    def dask_up(self, line: str) -> None:
+    def dask_up(self, parsed: argparse.Namespace) -> None:
         """``%dask_up``: see `command_line.up_parser`."""
-        parsed = self._parse("dask_up", line)
-        if parsed is None:
-            return
         typed = {key: value for key, value in vars(parsed).items() if value is not None}
         settings = _settings(**typed)
         if settings.n_workers == 0:
@@ -77,7 +59,7 @@ class DaskMagics:
             with screens.starting(self.shell, controls) as on_status:
                 up = kernel_clusters.up(settings, given, on_status)
         except (RuntimeError, OSError, ValueError) as error:
-            # Re-raise without our traceback: it says nothing to the user.
+            # Re-raise without our traceback, which does not help the user.
             raise _user_error(error) from None
         except KeyboardInterrupt:
             print(interrupted_words(settings.state_directory, settings.name), file=sys.stderr)
@@ -91,11 +73,8 @@ class DaskMagics:
         else:
             self.shell.push({settings.client: kernel_clusters.client(up.cluster)})
 
-    def dask_down(self, line: str) -> None:
+    def dask_down(self, typed: argparse.Namespace) -> None:
         """``%dask_down``: see `command_line.down_parser`."""
-        typed = self._parse("dask_down", line)
-        if typed is None:
-            return
         from cml_dask_magics.display.words import ended_words
         from cml_dask_magics.magics.kernel_clusters import interrupted_words, kernel_clusters
 
@@ -109,7 +88,7 @@ class DaskMagics:
             for name in dict.fromkeys(wanted):
                 try:
                     ended = kernel_clusters.down(directory, _settings(name=name).name)
-                except RuntimeError as error:  # the others are still to be stopped
+                except RuntimeError as error:  # go on with the others
                     failures.append(str(error))
                 except KeyboardInterrupt:
                     print(interrupted_words(directory, name), file=sys.stderr)
@@ -121,11 +100,8 @@ class DaskMagics:
         if failures:
             raise RuntimeError("\n".join(failures))
 
-    def dask_status(self, line: str) -> None:
+    def dask_status(self, typed: argparse.Namespace) -> None:
         """``%dask_status``: see `command_line.status_parser`."""
-        typed = self._parse("dask_status", line)
-        if typed is None:
-            return
         if sum((typed.text, typed.json, typed.logs is not None)) > 1:
             raise UsageError("--text, --json and --logs exclude each other; give one of them")
         from cml_dask_magics.display.document import to_json
@@ -157,14 +133,6 @@ class DaskMagics:
         else:
             screens.panels([(status, kernel_clusters.controls(directory, status.name)) for status in statuses])
 
-    def _parse(self, name: str, line: str) -> argparse.Namespace | None:
-        """What was typed; None once help was printed instead."""
-        parser = self.parsers[name]
-        typed = parser.parse(line)
-        if typed is None:
-            print(parser.help())
-        return typed
-
     def _tell(self, up: Up) -> None:
         from cml_dask_magics.display.screens import in_notebook
 
@@ -184,7 +152,7 @@ class DaskMagics:
 
     def _completer(self, parser: LineParser) -> Any:
         def complete(_shell: Any, event: Any) -> list[str]:
-            words = event.line[: len(event.line)].split()
+            words = event.line.split()
             previous = words[-1] if event.line.endswith(" ") else words[-2] if len(words) > 1 else ""
             if previous == "--name" or (parser.name != "dask_up" and not event.symbol.startswith("-")):
                 return cluster_names()
@@ -194,24 +162,22 @@ class DaskMagics:
 
 
 def register(shell: InteractiveShell) -> None:
-    """Give the shell its magics, and say which clusters of this user are still running."""
+    """Register the magics, and print which clusters of this user still run."""
     unregister(shell)
-    magics = DaskMagics(shell)
-    magics.register()
-    _registered[id(shell)] = magics
+    DaskMagics(shell).register()
     if line := notice():
         print(line)
 
 
 def unregister(shell: InteractiveShell) -> None:
-    """Take the magics from the shell; clusters go on."""
-    magics = _registered.pop(id(shell), None)
-    if magics is not None:
-        magics.unregister()
+    """Remove the magics from the shell; clusters keep running."""
+    for name in ("dask_up", "dask_down", "dask_status"):
+        shell.magics_manager.magics["line"].pop(name, None)
+        shell.strdispatchers["complete_command"].strs.pop(f"%{name}", None)
 
 
 def show_cluster(cluster: CMLCluster) -> None:
-    """What ``cluster`` in a cell shows: its panel; where no front end takes widgets, its facts as HTML and as text."""
+    """Show ``cluster`` in a cell: its panel, or without widgets its status as HTML and text."""
     from cml_dask_magics.display.screens import in_notebook, screens, show_facts
     from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
@@ -225,17 +191,18 @@ def show_cluster(cluster: CMLCluster) -> None:
         show_facts(cluster.picture())
 
 
-def _magic(name: str, method: Callable[[str], None], doc: str) -> Any:
-    """A function for the shell, which takes its help from the docstring."""
+def _magic(parser: LineParser, run: Callable[[argparse.Namespace], None]) -> Any:
+    """A function of one line, whose docstring the shell shows as help."""
 
     def magic(line: str) -> None:
-        method(line)
+        typed = parser.parse(line)
+        if typed is None:
+            print(parser.help())
+        else:
+            run(typed)
 
-    magic.__name__, magic.__doc__ = name, doc
+    magic.__name__, magic.__doc__ = parser.name, parser.help()
     return magic
-
-
-_registered: dict[int, DaskMagics] = {}
 
 
 def _settings(**given: Any) -> Settings:

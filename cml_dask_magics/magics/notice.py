@@ -1,4 +1,4 @@
-"""The line that ``%load_ext`` prints about clusters that are still running. Imports no Dask."""
+"""The line that ``%load_ext`` prints about clusters that still run. Does not import Dask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def notice() -> str:
         directory = state_directory()
         if not any((root / "clusters").is_dir() for root in (directory / PRIVATE_FOLDER, directory)):
             return ""
-        # Only now: most kernels have no clusters, and `%load_ext` must be quick.
+        # Imported here to keep `%load_ext` quick: most users have no cluster running.
         from cml_dask_magics.registry.liveness import liveness
         from cml_dask_magics.registry.registry import Registry
 
@@ -28,7 +28,7 @@ def notice() -> str:
                 continue
             try:
                 record = registry.read(name)
-            except RuntimeError:  # using it says why
+            except RuntimeError:  # %dask_up and %dask_down show the reason
                 silent.append(name)
                 continue
             if record is not None:
@@ -48,7 +48,7 @@ def notice() -> str:
 
 
 def cluster_names() -> list[str]:
-    """Names of the clusters on record, for completion; none where they cannot be read."""
+    """Names of the clusters on record, for completion; empty if they cannot be read."""
     from cml_dask_magics.registry.registry import Registry
 
     try:
@@ -58,6 +58,6 @@ def cluster_names() -> list[str]:
 
 
 def _is_held(directory: Path, name: str) -> bool:
-    # A kernel that has not imported the module, and Dask with it, holds no cluster.
+    # Not imported here, because that imports Dask; a kernel without the module holds no cluster.
     module = sys.modules.get("cml_dask_magics.magics.kernel_clusters")
     return module is not None and bool(module.kernel_clusters.is_held(directory, name))

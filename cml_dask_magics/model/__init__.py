@@ -1,1 +1,1 @@
-"""Plain data that all speak of; imports nobody."""
+"""Plain data that all other folders use; imports none of them."""

@@ -1,6 +1,6 @@
-"""The life of a cluster and of a session: the states there are, what moves one to the next, and which one is now.
+"""The states of a cluster and of a session, the moves between them, and which state one is in.
 
-The one place that says so; ``docs/life-cycle.md`` shows the same table. Pure functions of what is known.
+``docs/life-cycle.md`` shows the same tables. All functions here are pure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FAILED_REPLACEMENTS = 3
 
 @dataclass(frozen=True)
 class Move:
-    """One step of a life: from a state to the next, and what does it. ``new`` and ``gone`` are no states."""
+    """A change of state and its cause; ``new`` and ``gone`` stand for no state."""
 
     before: str
     after: str
@@ -28,53 +28,53 @@ class Move:
 
 CLUSTER_MOVES = (
     Move("new", "starting", "`%dask_up` has claimed the name"),
-    Move("starting", "running", "every worker that was asked for is connected"),
-    Move("starting", "degraded", "the time to wait is up, and at least one worker is connected"),
+    Move("starting", "running", "all requested workers are connected"),
+    Move("starting", "degraded", "the timeout has passed, and at least one worker is connected"),
     Move("starting", "stopping", "a session was refused or died, nobody connected in time, Ctrl-C, `%dask_down`"),
     Move("starting", "lost", "the kernel that started it is gone"),
-    Move("running", "degraded", "a worker was lost, or more were asked for"),
-    Move("degraded", "running", "its replacement, or the late one, is connected; or fewer were asked for"),
+    Move("running", "degraded", "a worker was lost, or more were requested"),
+    Move("degraded", "running", "the missing workers have connected, or fewer were requested"),
     Move("running", "lost", "the scheduler's session ended, or the scheduler has been silent for 15 s"),
     Move("degraded", "lost", "the scheduler's session ended, or the scheduler has been silent for 15 s"),
     Move("lost", "running", "it was the network: the scheduler answers again"),
     Move("lost", "degraded", "it was the network: the scheduler answers again, some workers do not"),
-    Move("lost", "stopping", "`%dask_down`, or `%dask_up`, which then starts it anew with the same settings"),
+    Move("lost", "stopping", "`%dask_down`, or `%dask_up`, which then starts it again with the same settings"),
     Move("running", "stopping", "`%dask_down`, the end of a `with` block, the idle timeout"),
     Move("degraded", "stopping", "`%dask_down`, the end of a `with` block, the idle timeout"),
     Move("stopping", "gone", "every session was seen to have ended; the record is removed"),
 )
 
 SESSION_MOVES = (
-    Move("new", "pending", "the platform took the launch"),
+    Move("new", "pending", "the platform accepted the launch"),
     Move("pending", "starting", "the platform shows it as running, with an address"),
-    Move("pending", "running", "its worker connected before a listing showed that it runs"),
+    Move("pending", "running", "its worker connected before a listing showed it as running"),
     Move("starting", "running", "its Dask process is connected to the scheduler"),
     Move("running", "starting", "its Dask process lost the scheduler, or is restarted by its nanny"),
-    Move("pending", "failed", "it ended without having been told to"),
-    Move("starting", "failed", "it ended without having been told to"),
-    Move("running", "failed", "it ended without having been told to"),
-    Move("pending", "stopping", "fewer workers were asked for, or the cluster stops"),
-    Move("starting", "stopping", "fewer workers were asked for, or the cluster stops"),
-    Move("running", "stopping", "fewer workers were asked for, or the cluster stops"),
+    Move("pending", "failed", "it ended without being stopped"),
+    Move("starting", "failed", "it ended without being stopped"),
+    Move("running", "failed", "it ended without being stopped"),
+    Move("pending", "stopping", "fewer workers were requested, or the cluster stops"),
+    Move("starting", "stopping", "fewer workers were requested, or the cluster stops"),
+    Move("running", "stopping", "fewer workers were requested, or the cluster stops"),
     Move("stopping", "ended", "a listing shows that it ended"),
     Move("failed", "gone", "a new session replaces it, or the cluster stops"),
-    Move("ended", "gone", "its usage is added up, and it leaves the record"),
+    Move("ended", "gone", "its usage is added to the record, and it is removed from it"),
 )
 
 
 def session_state(
     record: Record, info: SessionInfo | None, *, lost: bool, stopping: bool, connected: bool
 ) -> SessionState:
-    """Where a session is in its life.
+    """The state of a session.
 
     Parameters
     ----------
     record : Record
         Of its cluster.
     info : SessionInfo or None
-        What the last listing showed of it. None where our listing cannot show it: all that is known is that it exists.
+        The session in the last listing; None if another kernel's session launched it, so that our listing lacks it.
     lost : bool
-        Whether it ended without having been told to.
+        Whether it ended without being stopped.
     stopping : bool
         Whether it was told to stop.
     connected : bool
@@ -92,7 +92,7 @@ def session_state(
 
 
 def cluster_state(record: Record, connected: int, *, scheduler_lost: bool) -> ClusterState:
-    """Where a cluster is in its life.
+    """The state of a cluster.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def cluster_state(record: Record, connected: int, *, scheduler_lost: bool) -> Cl
     connected : int
         How many workers are connected.
     scheduler_lost : bool
-        Whether its scheduler is gone, or has been silent for too long to count on it.
+        Whether its scheduler is gone, or has been silent for too long.
     """
     if record.state == "stopping":
         return "stopping"
@@ -112,7 +112,7 @@ def cluster_state(record: Record, connected: int, *, scheduler_lost: bool) -> Cl
 
 
 def is_planned(session: SessionRecord) -> bool:
-    """Whether a session holds, or will hold, one of the workers that were asked for."""
+    """Whether a session holds, or will hold, one of the requested workers."""
     return session.role == "worker" and session.stopping_at is None
 
 
@@ -129,12 +129,12 @@ class SessionInfo:
 
 
 def usage(record: Record) -> Usage:
-    """What the sessions that left the record have used."""
+    """The usage of the sessions that are no longer in the record."""
     return Usage(record.core_s / 3600, record.gib_s / 3600, record.gpu_s / 3600)
 
 
 def with_usage_until_now(record: Record) -> Record:
-    """The record with what the sessions in it have used so far added."""
+    """The record, with the usage so far of the sessions in it added."""
     now = time.time()
     for session in record.sessions:
         record = with_usage_of(record, replace(session, ended_at=session.ended_at or now))
@@ -142,7 +142,7 @@ def with_usage_until_now(record: Record) -> Record:
 
 
 def with_usage_of(record: Record, session: SessionRecord) -> Record:
-    """The record with what an ended session has used added. What never ran used nothing."""
+    """The record, with the usage of an ended session added."""
     if session.running_at is None or session.ended_at is None:
         return record
     used_s = max(0.0, session.ended_at - session.running_at)

@@ -1,6 +1,6 @@
-"""How the value of an option is read: each function returns what it understood, or says what is allowed.
+"""Readers of option values: each returns the parsed value or raises a ``ValueError``.
 
-The sentence of a ``ValueError`` here completes "OPTION must be ...".
+Its message completes the sentence "OPTION must be ...".
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def _number(value: Any, allowed: str, low: float, high: float) -> float:
 
 
 def integer(allowed: str, low: int, high: int = 10**9) -> Callable[[Any], int]:
+    """A reader of whole numbers."""
+
     def read(value: Any) -> int:
         number = _number(value, allowed, low, high)
         if number != int(number):
@@ -40,42 +42,43 @@ def integer(allowed: str, low: int, high: int = 10**9) -> Callable[[Any], int]:
 
 
 def cores(value: Any) -> float:
+    """Read a number of cores."""
     return _number(value, "a number of cores from 0.1 to 1024, such as 2 or 0.5", 0.1, 1024)
 
 
-def gib(value: Any) -> float:
-    allowed = "a size from 0.5 to 65536 GiB, such as 4, 4GiB or 4096MiB"
-    if isinstance(value, str) and not _is_number(value):
-        from dask.utils import parse_bytes
+def _parsed(value: Any, allowed: str, parse: Callable[[Any, str], float]) -> Any:
+    """Text with a unit as ``parse(dask.utils, text)`` reads it; anything else unchanged."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        from dask import utils
+    try:
+        return parse(utils, value)
+    except (ValueError, KeyError, IndexError, OverflowError):
+        raise ValueError(allowed) from None
 
-        try:
-            value = parse_bytes(value) / 2**30
-        except (ValueError, KeyError, IndexError, OverflowError):
-            raise ValueError(allowed) from None
+
+def gib(value: Any) -> float:
+    """Read a size in GiB."""
+    allowed = "a size from 0.5 to 65536 GiB, such as 4, 4GiB or 4096MiB"
+    value = _parsed(value, allowed, lambda utils, text: float(utils.parse_bytes(text) / 2**30))
     return _number(value, allowed, 0.5, 65536)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def seconds(value: Any) -> float:
+    """Read a duration in seconds."""
     allowed = "a duration from 1 second to 365 days, such as 90s, '5 min' or '1 hour'"
-    if isinstance(value, str) and not _is_number(value):
-        from dask.utils import parse_timedelta
-
-        try:  # Dask knows m, minute and minutes, but not the common min
-            value = parse_timedelta(_MINUTES.sub("m", value.strip()), default="s")
-        except (ValueError, KeyError, IndexError, OverflowError):
-            raise ValueError(allowed) from None
+    # Dask knows m, minute and minutes, but not min.
+    value = _parsed(
+        value, allowed, lambda utils, text: float(utils.parse_timedelta(_MINUTES.sub("m", text.strip()), default="s"))
+    )
     return _number(value, allowed, 1, 365 * 86400)
 
 
 def seconds_or_off(value: Any) -> float | None:
+    """Read a duration in seconds, None for ``off``."""
     # YAML reads a bare off as False
     if value is None or value is False or value == "off":
         return None
@@ -86,12 +89,14 @@ def seconds_or_off(value: Any) -> float | None:
 
 
 def name(value: Any) -> str:
+    """Read a cluster's name."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}", value):
         raise ValueError("1 to 40 letters, digits, '-' and '_', not starting with '-'")
     return value
 
 
 def adapt(value: Any) -> tuple[int, int] | None:
+    """Read the limits of adaptive scaling, None for ``off``."""
     if value is None or value is False or value == "off":
         return None
     try:
@@ -107,6 +112,7 @@ def adapt(value: Any) -> tuple[int, int] | None:
 
 
 def env(value: Any) -> dict[str, str]:
+    """Read environment variables; one without a value is taken from this kernel."""
     allowed = "KEY=VALUE, KEY made of letters, digits and '_'"
     if isinstance(value, Mapping):
         pairs = list(value.items())
@@ -116,7 +122,7 @@ def env(value: Any) -> dict[str, str]:
         raise ValueError(f"a mapping, or a list of {allowed}")
     found = {}
     for pair in pairs:
-        # The value may be a secret: a message names the key alone.
+        # The value may be a secret, so messages name only the key.
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError(allowed)
         key, given = pair
@@ -139,12 +145,14 @@ def _pair(text: str) -> tuple[str, str | None]:
 
 
 def variable(value: Any) -> str:
+    """Read the name of a Python variable."""
     if not isinstance(value, str) or not value.isidentifier() or keyword.iskeyword(value):
         raise ValueError("the name of a Python variable")
     return value
 
 
 def switch(value: Any) -> bool:
+    """Read a yes or no."""
     if isinstance(value, str) and value.lower() in ("true", "yes", "on", "false", "no", "off"):
         return value.lower() in ("true", "yes", "on")
     if not isinstance(value, bool):
@@ -153,6 +161,7 @@ def switch(value: Any) -> bool:
 
 
 def python(value: Any) -> str:
+    """Read the path of an interpreter, None for the one that runs this."""
     if value is None:
         return sys.executable
     if not isinstance(value, str) or not value or "\0" in value:
@@ -161,6 +170,7 @@ def python(value: Any) -> str:
 
 
 def launch_options(value: Any) -> dict[str, Any]:
+    """Read more keywords for `launch_workers`."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ValueError("a mapping of keywords for launch_workers, such as {accelerator_label_id: 2}")
     if taken := sorted(_LAUNCH_ARGUMENTS & set(value)):
@@ -169,6 +179,7 @@ def launch_options(value: Any) -> dict[str, Any]:
 
 
 def template(value: Any) -> str:
+    """Read a template of the dashboard's link."""
     try:
         value.format(app_url="https://session.example", session="session", domain="example")
     except (AttributeError, LookupError, TypeError, ValueError):

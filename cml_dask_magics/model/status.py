@@ -1,7 +1,4 @@
-"""One snapshot of a cluster, as plain data: what every rendering draws and every test can build by hand.
-
-Knows nothing of Dask, sessions, widgets or files.
-"""
+"""A snapshot of a cluster as plain data, which panel, text and JSON show."""
 
 from __future__ import annotations
 
@@ -24,9 +21,9 @@ class Event:
     Parameters
     ----------
     at : datetime
-        When, timezone-aware (UTC).
+        Timezone-aware (UTC).
     message : str
-        What, in one sentence.
+        One sentence.
     """
 
     at: datetime
@@ -51,7 +48,6 @@ class SessionStatus:
     session : str
         The platform's id of the session.
     state : SessionState
-        Where it is in its life.
     state_since : datetime or None
         Since when it has been in that state, as far as this kernel saw it.
     ip_address : str or None
@@ -79,14 +75,14 @@ class SessionStatus:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the workers of a cluster did together at one moment, for the graphs.
+    """The sums over all workers at one moment, for the graphs.
 
     Parameters
     ----------
     at : datetime
-        When, timezone-aware (UTC).
+        Timezone-aware (UTC).
     cpu_percent : float
-        Sum over the workers, in per cent of one core.
+        In per cent of one core.
     memory_bytes : int
     executing : int
         Tasks running.
@@ -114,7 +110,7 @@ class ClusterStatus:
     workers : tuple of SessionStatus
         Sessions that hold, or will hold, a worker; ended ones are left out, failed ones are not.
     dashboard_link : str or None
-        A ``http:`` or ``https:`` address that a browser of the user can open.
+        An address that the user's browser can open.
     read_only_link : str or None
         Inside CML, the platform's other address of the same dashboard (``https://read-only-...``).
     history : tuple of Sample
@@ -122,11 +118,11 @@ class ClusterStatus:
     peak_memory_bytes : int
         The most memory that the workers held together, as far as this kernel saw it.
     replaces_lost : bool
-        Whether lost workers are replaced; not any more, once replacements have failed one after the other.
+        Whether lost workers are replaced; False after several replacements in a row have failed.
     max_workers : int
-        The most workers that may be asked for.
+        The highest number of workers that can be requested.
     usual_start_s : float or None
-        How long earlier starts on this platform took, their median in seconds; None if there were none.
+        The median of earlier starts on this platform, in seconds; None if there were none.
     """
 
     name: str
@@ -149,15 +145,10 @@ class ClusterStatus:
     usage: Usage = field(default_factory=Usage)
     events: tuple[Event, ...] = ()
 
-    @property
-    def ready(self) -> int:
-        """How many workers are connected to the scheduler and take tasks."""
-        return sum(worker.state == "running" for worker in self.workers)
-
 
 @dataclass(frozen=True)
 class Ended:
-    """What was stopped: how many sessions, after how many seconds, and what they used."""
+    """A cluster that was stopped."""
 
     name: str
     sessions: int

@@ -1,7 +1,6 @@
-"""The seam: the platform's four calls as a protocol, and what is peculiar to who provides them.
+"""The interface of a platform: four calls, and in what platforms differ.
 
-Anything that has the four calls is a platform: Cloudera's ``cml.workers_v1`` and the older ``cdsw`` as they stand, and
-`local` on any machine. Does not know what runs in a session.
+Cloudera's ``cml.workers_v1`` and the older ``cdsw`` have the four calls, and `local` has them on any machine.
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ from typing import Any, Protocol
 
 
 class WorkersAPI(Protocol):
-    """Cloudera's Workers API. Facts and traps: Cloudera's documentation and the published ``cdsw.py``.
+    """Cloudera's Workers API, as in Cloudera's documentation and the published ``cdsw.py``.
 
-    A session is a dict; only ``id`` and ``status`` are sure to be in it. `cpu` is cores, `memory` GiB.
+    A session is a dict; only ``id`` and ``status`` are always in it. `cpu` is cores, `memory` GiB.
     """
-
-    # ``await_workers`` is the fourth call. It polls every 5 seconds, gives a pass up at the first session that is
-    # not ready and leaves out sessions that are not listed, so `pool` lists for itself and never calls it.
 
     def launch_workers(
         self,
@@ -32,23 +28,27 @@ class WorkersAPI(Protocol):
         code: str = "",
         env: Mapping[str, str] = ...,
     ) -> list[dict[str, Any]]:
-        """Start `n` sessions. A refused one is a dict without ``id`` but with ``message``; nothing is raised."""
+        """Start `n` sessions. A refused one is a dict with ``message`` and without ``id``; raises nothing."""
 
     def list_workers(self) -> list[dict[str, Any]]:
-        """The sessions that the calling session launched, ended ones included."""
+        """The sessions that the calling session launched, including ended ones."""
 
     def stop_workers(self, *worker_id: str) -> Sequence[Any] | None:
-        """Stop sessions by id. **Without ids it stops every one of the calling session.** Raises nothing."""
+        """Stop sessions by id. **Without ids it stops all of the calling session's.** Raises nothing."""
 
     def await_workers(
         self, ids: Sequence[Any], wait_for_completion: bool = True, timeout_seconds: int = 60
     ) -> Mapping[str, Any]:
-        """Wait for sessions to run or to end."""
+        """Wait for sessions to run or to end.
+
+        Unused: it polls every 5 seconds, stops a pass at the first session that is not ready, and leaves out sessions
+        that are not listed. `pool` polls by itself.
+        """
 
 
 @dataclass(frozen=True)
 class Platform:
-    """The provider of the four calls, and what is peculiar to it.
+    """The provider of the four calls, and its properties.
 
     Parameters
     ----------
@@ -56,13 +56,13 @@ class Platform:
         ``cml``, ``cdsw`` or ``local``.
     api : WorkersAPI
     scheduler_port : int
-        Dask's own port where every session has an address of its own; 0, any free one, where they share one.
+        Dask's default port if each session has its own address; 0 (any free port) if they share one.
     session : str
         Id of the session that this kernel runs in; empty outside CML.
     domain : str
         The workspace's domain, for links; empty outside CML.
     browser_is_here : bool
-        Whether the user's browser reaches the ports of sessions by itself, or as ``distributed.dashboard.link`` in
+        Whether the user's browser can open the ports of sessions, directly or as ``distributed.dashboard.link`` in
         Dask's configuration says.
     cores, memory_gib : float
         What one session can have at most.
@@ -79,4 +79,4 @@ class Platform:
 
 
 class PlatformError(RuntimeError):
-    """The platform refused, failed or answered nonsense; the message holds its own words."""
+    """The platform refused, failed or sent an invalid answer; the message quotes it."""

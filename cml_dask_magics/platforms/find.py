@@ -1,4 +1,4 @@
-"""Which platform this kernel can launch sessions on."""
+"""Finds the platform that this kernel can launch sessions on."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def find_platform(directory: Path, local: bool = False) -> Platform:
     Parameters
     ----------
     directory : Path
-        In a folder of which local sessions are remembered.
+        Local sessions are recorded in a folder of it.
     local : bool
-        Choose this machine, whatever else there is.
+        Use this machine, even inside CML.
 
     Raises
     ------
     RuntimeError
-        Inside a CML session when neither of Cloudera's modules can be imported: falling back to local
-        processes would quietly overload the session.
+        In a CML session in which neither of Cloudera's modules can be imported. Local processes instead would quietly
+        overload the session.
     """
     session = os.environ.get("CDSW_ENGINE_ID", "")
     if not local:
@@ -37,7 +37,7 @@ def find_platform(directory: Path, local: bool = False) -> Platform:
         for backend, module in _MODULES.items():
             try:
                 api: Any = importlib.import_module(module)
-            except Exception as error:  # whatever a vendor's module raises, it is not to be had
+            except Exception as error:  # a vendor's module may raise anything
                 reasons.append(f"{module}: {' '.join(str(error).split())}")
                 continue
             if all(callable(getattr(api, call, None)) for call in _CALLS):
@@ -64,12 +64,12 @@ def find_platform(directory: Path, local: bool = False) -> Platform:
 
 
 def check_dashboard_port(platform: Platform) -> None:
-    """Make sure that the scheduler's session will have a port for its dashboard.
+    """Check that the scheduler's session will have a port for its dashboard.
 
     Raises
     ------
     ValueError
-        If ``CDSW_READONLY_PORT``, the same in all sessions of a workspace, is missing here or is no port.
+        If ``CDSW_READONLY_PORT``, which all sessions of a workspace share, is missing or not a port.
     """
     if platform.backend == "local":
         return

@@ -1,7 +1,7 @@
 """The platform's four calls over processes of this machine.
 
-A session here is a process tree that outlives the kernel and is found again by a later one: by a file that names its
-process id and start time, so that a process id in use again is never taken for ours.
+A session is a process tree that outlives the kernel. A file with its process id and start time lets a later kernel find
+it, and tells it from another process that got the same id.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 @dataclass(frozen=True)
 class Response:
-    """The answer to one stop, as the platform's HTTP response: 204 when done."""
+    """The answer to one stop, like the platform's HTTP response: 204 on success."""
 
     status_code: int
     text: str = ""
@@ -43,7 +43,7 @@ class Response:
 
 @dataclass(frozen=True)
 class _Process:
-    """A session as its file holds it. Times are seconds since the epoch."""
+    """A session as its file stores it. Times are seconds since the epoch."""
 
     id: str
     pid: int
@@ -56,22 +56,21 @@ class _Process:
     finished_at: float | None = None
 
     def process(self) -> psutil.Process | None:
-        """The session's own process while it is alive."""
+        """The session's process; None once it has ended."""
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(self.pid)
-            # A process id comes round again; with the same start it is still the same process.
-            if _start_of(process) == self.pid_started and process.status() != psutil.STATUS_ZOMBIE:
+            if _start_of(process) == self.pid_started and _runs(process):
                 return process
         return None
 
 
 class LocalSessions:
-    """`workers_api.WorkersAPI` over this machine's processes.
+    """`api.WorkersAPI` over processes of this machine.
 
     Parameters
     ----------
     directory : Path
-        Where the sessions are remembered, a file each, beside what they print.
+        Holds a file for each session, and its output.
     grace_s : float
         How long a session that is told to end may take before it is killed.
     """
@@ -85,18 +84,18 @@ class LocalSessions:
         n: int,
         cpu: float,
         memory: float,
-        nvidia_gpu: int = 0,  # noqa: ARG002 - the vendor's signature; a local GPU needs no asking for
+        nvidia_gpu: int = 0,  # noqa: ARG002 - processes share this machine's GPUs
         kernel: str = "python3",  # noqa: ARG002
         script: str = "",
         code: str = "",
         env: Mapping[str, str] | None = None,
     ) -> list[dict[str, Any]]:
-        """Start `n` processes that run `code` (Python, or a shell line after ``!``) or the file `script`.
+        """Start `n` processes that run `code` (Python, or a shell command after ``!``) or the file `script`.
 
         Returns
         -------
         list of dict
-            One a session; a process that could not be started has no ``id`` but a ``message``.
+            One for each session; if its process could not be started, with ``message`` and without ``id``.
         """
         try:
             for folder in (self.directory.parent, self.directory):
@@ -107,13 +106,13 @@ class LocalSessions:
         return [self._launch(cpu, memory, _command(script, code), dict(env or {})) for _ in range(n)]
 
     def list_workers(self) -> list[dict[str, Any]]:
-        """Every session of this machine that is remembered, ended ones included for an hour."""
+        """All sessions on this machine, including those that ended within the last hour."""
         return [self._describe(session) for session in self._sessions()]
 
     def await_workers(
         self, ids: Sequence[Any], wait_for_completion: bool = True, timeout_seconds: int = 60
     ) -> dict[str, list[dict[str, Any]]]:
-        """Wait until sessions run, or have ended where `wait_for_completion`."""
+        """Wait until sessions run, or until they have ended if `wait_for_completion`."""
         wanted = {_id_of(session) for session in ids}
         deadline = time.monotonic() + timeout_seconds
         while True:
@@ -124,9 +123,9 @@ class LocalSessions:
             time.sleep(0.1)
 
     def stop_workers(self, *worker_id: Any) -> list[Response]:
-        """End sessions with everything that they started: asked first, killed after three seconds.
+        """End sessions and everything that they started; kills what still runs after three seconds.
 
-        Without ids it stops nothing: the one place where the platform's way, everything, is not followed.
+        Unlike the platform's, a call without ids stops nothing.
         """
         wanted = [_id_of(session) for session in worker_id]
         sessions = {session.id: session for session in self._sessions()}
@@ -154,18 +153,18 @@ class LocalSessions:
         output = self.directory / f"{session_id}.out"
         try:
             with os.fdopen(os.open(output, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-                # A session of its own: neither the kernel's end nor a Ctrl-C in its terminal reaches it.
+                # A new process session, so that it survives the kernel and a Ctrl-C in its terminal.
                 process = subprocess.Popen(
                     argv, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
                 )
         except (OSError, ValueError) as error:  # ValueError: a NUL in an argument or in the environment
             self._remove(output.name)
             return {"message": f"the process could not be started: {error}"}
-        # Someone must read the exit status, or a zombie stays for as long as this kernel lives.
+        # Reap the process, or it stays a zombie for as long as this kernel lives.
         threading.Thread(target=process.wait, name=f"reap-{session_id}", daemon=True).start()
         try:
             started = _start_of(psutil.Process(process.pid))
-        except psutil.Error:  # over already
+        except psutil.Error:  # already ended
             started = ""
         session = _Process(
             id=session_id,
@@ -178,7 +177,7 @@ class LocalSessions:
         )
         try:
             self._write(session)
-        except OSError as error:  # unremembered is unstoppable
+        except OSError as error:  # without its file, nobody could stop it
             _end_trees([session], self._grace_s)
             return {"message": f"the session could not be recorded: {error}"}
         return self._describe(session)
@@ -189,7 +188,7 @@ class LocalSessions:
             # As on the platform, what the command started ends with it.
             _end_trees([session], self._grace_s)
             session = replace(session, finished_at=time.time())
-            with contextlib.suppress(OSError):  # merely the time at which it was first seen to be over
+            with contextlib.suppress(OSError):  # only the end time is lost
                 self._write(session)
         ended = "stopped" if session.stopped_at else "succeeded"
         return {
@@ -207,9 +206,9 @@ class LocalSessions:
     def _sessions(self) -> list[_Process]:
         sessions = []
         for path in self.directory.glob("*.json"):
-            with contextlib.suppress(OSError, ValueError, TypeError):  # gone meanwhile, or not ours
+            with contextlib.suppress(OSError, ValueError, TypeError):  # removed meanwhile, or not ours
                 session = _Process(**json.loads(path.read_text()))
-                # Files are written and removed by its id, which must not lead out of the folder.
+                # The id is used in file names and must not lead out of the folder.
                 if session.id == path.stem and _ID.fullmatch(session.id):
                     sessions.append(session)
         return sessions
@@ -223,18 +222,18 @@ class LocalSessions:
                 self._remove(f"{session.id}.json", f"{session.id}.out")
 
     def _remove(self, *names: str) -> None:
-        # The state folder, which may be reached through links, is the one above the package's.
-        with contextlib.suppress(OSError):  # old files are no reason not to launch
+        # Above the package's own folder, links are allowed.
+        with contextlib.suppress(OSError):  # old files do not keep us from launching
             remove(self.directory.parent.parent, self.directory, known(*names))
 
 
 def _start_of(process: psutil.Process) -> str:
-    """When a process started, as a mark that stays the same when somebody sets the clock."""
+    """When a process started, as text that does not change when the clock is set."""
     try:
         # Field 22 of proc(5)'s stat, in ticks since boot; the name in field 2 may hold spaces and brackets.
         ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{ticks}"
-    except OSError:  # not Linux, or over
+    except OSError:  # not Linux, or ended
         return f"{process.create_time():.2f}"
 
 
@@ -255,13 +254,13 @@ def _end_trees(sessions: Sequence[_Process], grace_s: float) -> None:
         deadline = time.monotonic() + grace_s
         while any(map(_runs, members)) and time.monotonic() < deadline:
             time.sleep(0.02)
-        # Look again before killing: a nanny may have started a worker in between.
+        # Look again: a nanny may have started a worker in the meantime.
         if not _members(sessions):
             return
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Whether a process is alive; one that only waits for its parent to take note is not."""
+    """Whether a process is alive and not a zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -269,7 +268,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _members(sessions: Sequence[_Process]) -> list[psutil.Process]:
-    """Processes that carry the id of one of the sessions in their environment, which every descendant inherits."""
+    """All processes of the sessions: descendants inherit the session's id in their environment."""
     ids = {session.id for session in sessions}
     if not ids:
         return []

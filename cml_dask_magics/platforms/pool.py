@@ -1,6 +1,6 @@
-"""A pool of the platform's sessions: launch in one batch, one poller for everybody, stop and verify.
+"""Launches, watches and stops sessions of the platform, whose answers may be incomplete, wrong or late.
 
-Knows neither Dask nor clusters. Every answer of the platform is taken for what it may be: incomplete, wrong or late.
+Knows neither Dask nor clusters.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _STOPPED = "stopped"
 
 @dataclass(frozen=True)
 class Launched:
-    """What came of one launch call.
+    """The result of one launch call.
 
     Parameters
     ----------
     sessions : tuple of SessionInfo
-        Sessions with an id.
+        Sessions that were launched.
     refusals : tuple of str
-        The platform's message for each session that it refused, or what broke the call.
+        The platform's message for each session that it refused, or the error of the call.
     strays : tuple of str
-        Ids of sessions that the platform refused but created all the same.
+        Ids of sessions that the platform refused but created anyway.
     suspects : tuple of str
-        Ids that appeared during a call that broke or answered short: perhaps ours, perhaps somebody else's.
+        Ids that appeared during a call that failed or answered for too few sessions; they may be another launch's.
     doubtful : bool
-        Whether sessions may exist that no id is known of.
+        Whether there may be sessions whose id is unknown.
     """
 
     sessions: tuple[SessionInfo, ...] = ()
@@ -52,7 +52,7 @@ class Launched:
 
 @dataclass
 class _Absence:
-    """For how many listings, and since when, a session has been missing."""
+    """In how many listings in a row a session has been missing, and since when."""
 
     listings: int = 0
     since: float = 0.0
@@ -68,7 +68,7 @@ class _Absence:
 
 @dataclass
 class _Watch:
-    """Who wants to be told of listings, and which sessions it cares about."""
+    """A callback for listings of some sessions."""
 
     ids: Callable[[], Collection[str]]
     tell: Callable[[Mapping[str, SessionInfo]], None]
@@ -76,7 +76,7 @@ class _Watch:
 
 
 class SessionPool:
-    """Sessions of one platform, for every cluster of this kernel.
+    """The sessions of one platform, for all clusters of this kernel.
 
     All methods block and may be called from any thread.
 
@@ -105,7 +105,7 @@ class SessionPool:
         env: Mapping[str, str],
         options: Mapping[str, Any],
     ) -> Launched:
-        """Launch `n` sessions with one call. Raises nothing: see `Launched` for what can come of it."""
+        """Launch `n` sessions with one call. Never raises; errors are in the result."""
         before = self._listed_ids()
         try:
             answers = self.platform.api.launch_workers(
@@ -125,7 +125,7 @@ class SessionPool:
             if isinstance(answer, Mapping) and isinstance(answer.get("engineId"), str) and answer["engineId"]:
                 strays.append(answer["engineId"])
             elif not isinstance(answer, Mapping) or not answer.get("message"):
-                doubtful = True  # no session, and no refusal either
+                doubtful = True  # neither a session nor a refusal
         self._wake.set()
         if not doubtful:
             return Launched(tuple(sessions), tuple(refusals), tuple(strays))
@@ -135,12 +135,12 @@ class SessionPool:
         return Launched(tuple(sessions), tuple(refusals), tuple(strays), suspects, doubtful=True)
 
     def listing(self) -> dict[str, SessionInfo]:
-        """Sessions that the calling session launched, by id.
+        """The sessions that this kernel's session launched, by id.
 
         Raises
         ------
         PlatformError
-            With the platform's words.
+            If the call failed.
         """
         try:
             answers = self.platform.api.list_workers()
@@ -152,22 +152,21 @@ class SessionPool:
         return {info.id: info for info in infos if info is not None}
 
     def stop(self, ids: Collection[str], *, visible: Collection[str], timeout_s: float) -> dict[str, str]:
-        """Stop sessions and wait until they are seen to have ended.
+        """Stop sessions and wait until a listing shows that they ended.
 
         Parameters
         ----------
         ids : collection of str
-            Sessions to stop: ours, and never none (the platform would stop every session).
+            Sessions to stop.
         visible : collection of str
-            Those of `ids` that this kernel's session launched, and so sees in its listing. For the others the
-            platform's 204 has to do.
+            Those of `ids` that are in this kernel's listing, because its session launched them. The others count as
+            ended when the platform answers 204.
         timeout_s : float
-            Seconds after which to give up.
 
         Returns
         -------
         dict
-            Of those that are still up: id to what the platform says. Empty when all have ended.
+            The platform's answer for each session that still runs, by id. Empty when all have ended.
         """
         left = dict.fromkeys(ids, "no answer yet")
         deadline, ask_at, wait_s, asked = time.monotonic() + timeout_s, 0.0, 0.1, False
@@ -204,15 +203,15 @@ class SessionPool:
     def watch(
         self, ids: Callable[[], Collection[str]], tell: Callable[[Mapping[str, SessionInfo]], None]
     ) -> Callable[[], None]:
-        """Have `tell` called with each new listing of the sessions `ids()`, from the poller's thread.
+        """Call `tell` with each new listing of the sessions `ids()`, from the poller's thread.
 
-        A session is told as ended when the listing shows it so, or when every listing of some seconds misses it; `ids`
-        must therefore only name sessions that this kernel's session launched.
+        A session that is missing from all listings for some seconds counts as ended, so `ids` must only name sessions
+        that this kernel's session launched.
 
         Returns
         -------
         callable
-            Ends the watch. The poller stops with the last one.
+            Ends the watch.
         """
         watch = _Watch(ids, tell)
         with self._poll_lock:
@@ -230,7 +229,7 @@ class SessionPool:
         return unwatch
 
     def look_now(self) -> None:
-        """Have the poller look at once, because something has happened."""
+        """Make the poller list at once."""
         self._wake.set()
 
     def _poll(self) -> None:
@@ -243,12 +242,12 @@ class SessionPool:
                     self._poller = None
                     return
             pending = False
-            with contextlib.suppress(PlatformError):  # a listing that fails says nothing; the next one may
+            with contextlib.suppress(PlatformError):  # try again at the next interval
                 listing = self.listing()
                 for watch in watches:
                     try:
                         pending |= self._tell(watch, listing)
-                    except Exception:  # one cluster's trouble must not leave the others unwatched
+                    except Exception:  # keep watching the other clusters
                         logger.warning("a listing could not be taken in", exc_info=True)
             interval_s = min(interval_s * 1.3, times.poll_pending_s if pending else times.poll_quiet_s)
             if self._wake.wait(interval_s):
@@ -256,7 +255,7 @@ class SessionPool:
                 interval_s = times.poll_first_s
 
     def _tell(self, watch: _Watch, listing: Mapping[str, SessionInfo]) -> bool:
-        """Tell a watcher what a listing shows of its sessions; whether it still waits for some of them."""
+        """Pass a listing on to a watcher; returns whether some of its sessions are still pending."""
         infos = {}
         for session in watch.ids():
             info = listing.get(session)
@@ -273,20 +272,20 @@ class SessionPool:
         return waiting or any(session not in infos for session in watch.ids())
 
     def _ask_to_stop(self, ids: Collection[str]) -> dict[str, str]:
-        """The one place where the platform is told to stop anything. Returns what it said, by id."""
+        """Ask the platform to stop sessions; the only place that does. Returns its answers, by id."""
         asked = [session for session in ids if session]
-        if not asked:  # the call without ids stops every session of the user's
+        if not asked:  # a call without ids would stop all of the user's sessions
             return {}
         try:
             responses = self.platform.api.stop_workers(*asked)
         except Exception as error:
             return dict.fromkeys(asked, f"stop_workers failed: {_words(error)}")
         if not isinstance(responses, Sequence) or len(responses) != len(asked):
-            return dict.fromkeys(asked, _STOPPED)  # older releases answer nothing: the list decides
+            return dict.fromkeys(asked, _STOPPED)  # older releases return nothing; the listing decides
         said = {}
         for session, response in zip(asked, responses, strict=True):
             code = getattr(response, "status_code", None)
-            if not isinstance(code, int):  # no useful answer: the list decides
+            if not isinstance(code, int):  # the listing decides
                 code = 204
             said[session] = (
                 _STOPPED
@@ -296,7 +295,7 @@ class SessionPool:
         return said
 
     def _appeared_since(self, before: set[str] | None) -> tuple[str, ...]:
-        # Without both listings nothing can be told apart; what the sessions print will tell (see fleet).
+        # Without both listings there is nothing to compare; the fleet finds the sessions by their output.
         after = self._listed_ids()
         return tuple(sorted(after - before)) if before is not None and after is not None else ()
 
@@ -308,7 +307,7 @@ class SessionPool:
 
 
 def _read_session(answer: Any) -> SessionInfo | None:
-    """A session from one dict of the platform's; None if it has no id."""
+    """Parse one session of an answer; None if it has no id."""
     if not isinstance(answer, Mapping) or not isinstance(answer.get("id"), str) or not answer["id"]:
         return None
     status = str(answer.get("status", "unknown"))
@@ -325,7 +324,7 @@ def _read_session(answer: Any) -> SessionInfo | None:
 
 
 def _seconds(moment: Any) -> float | None:
-    """Seconds since the epoch of ``2026-01-31T12:00:00Z`` or the like; None where it is anything less clear."""
+    """Seconds since the epoch of a time such as ``2026-01-31T12:00:00Z``; None if it cannot be parsed."""
     try:
         at = datetime.fromisoformat(moment.replace("Z", "+00:00"))
         return at.timestamp() if at.tzinfo else None
@@ -343,6 +342,6 @@ def _words(error: BaseException) -> str:
 
 
 def _short(text: Any, most: int = 300) -> str:
-    """The platform's words on one line, cut where they are a page of HTML."""
+    """An answer of the platform (which may be a page of HTML) as one short line."""
     line = " ".join(str(text).split())
     return line if len(line) <= most else line[: most - 2] + " …"

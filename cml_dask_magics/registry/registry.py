@@ -56,6 +56,7 @@ class GoneError(RuntimeError, KeyError):
         super().__init__(f"cluster {name!r} is not on record any more: it was stopped, here or from another kernel")
 
     def __str__(self) -> str:
+        """The message; a `KeyError` would quote it."""
         return str(self.args[0])
 
 
@@ -240,11 +241,12 @@ class Registry:
         """
         folder = self.folder(record.name)
         try:
-            with self.exclusive(record.name):
+            with self.exclusive(record.name) as alone:
                 # First this: a run folder that is open and has no record is one whose record was deleted.
                 close_run(self.state_directory, self.run_folder(record))
                 current = self.read(record.name)
-                if current is None or current.token == record.token:  # and not one that was started since
+                # Not one that was started since; and what is there now, where nothing was, is of a claim under way.
+                if current.token == record.token if current is not None else alone:
                     # As soon as the record is gone the name is free; who takes it waits for the lock, which goes last.
                     gone = [known(LEASE_FILE, _MENDED_FILE), known(_LOCK_FILE)]
                     if current is not None:
@@ -329,8 +331,10 @@ class Registry:
         return self.folder(name) / _RECORD_FILE
 
     @contextlib.contextmanager
-    def exclusive(self, name: str, *, make: bool = False) -> Iterator[None]:
-        """Alone with what is on record of a cluster, among all threads and kernels that ask.
+    def exclusive(self, name: str, *, make: bool = False) -> Iterator[bool]:
+        """Alone with what is on record of a cluster, among all threads and kernels that ask; whether it is locked.
+
+        It is not where there is nothing to lock, or nobody can write.
 
         Parameters
         ----------
@@ -342,11 +346,11 @@ class Registry:
             # By a caller further up: a second descriptor would wait for the first.
             descriptor = self._locked_file(name, make) if name not in self._locked else None
             if descriptor is None:
-                yield
+                yield name in self._locked
                 return
             self._locked.add(name)
             try:
-                yield
+                yield True
             finally:
                 self._locked.discard(name)
                 os.close(descriptor)

@@ -138,10 +138,6 @@ def test_the_progress_line_tells_who_is_where() -> None:
     assert "0 of 4 workers ready · scheduler pending · 1 failed" in render.progress_line(early, NOW)
 
 
-def test_the_progress_line_of_a_cluster_that_grows_counts_from_the_request() -> None:
-    assert render.progress_line(cluster(), NOW, since=NOW - timedelta(seconds=5)).endswith("· 5 s")
-
-
 @pytest.mark.parametrize(
     ("seconds", "coarse", "exact"),
     [

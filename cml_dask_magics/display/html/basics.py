@@ -1,4 +1,4 @@
-"""The smallest pieces of a cluster's HTML: foreign text made safe, links, and the sign of a state."""
+"""The smallest pieces of HTML: escaped text, links, and the sign of a state."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _INKS = {
 
 
 def text(words: str) -> str:
-    """Foreign text, fit for an element or for an attribute in quotes."""
+    """Escaped text, for an element or an attribute in quotes."""
     return escape(clean(words), quote=True)
 
 
 def sign(state: str, dress: Dress) -> str:
-    """The sign of a state; the word stands next to it."""
+    """The sign of a state, to be followed by its name."""
     return f'<span aria-hidden="true"{dress(f"ink-{_INKS[state]}")}>{SIGNS[state]}</span>'
 
 
 def anchor(url: str, dress: Dress) -> str:
-    """A link that opens a page of its own; one that a browser should not follow is shown as text."""
+    """A link that opens in a new tab; an unsafe one is shown as text."""
     if safe_url(url) is None:
         return text(url)
     return f'<a{dress("link")} href="{escape(url)}" target="_blank" rel="noopener noreferrer">{text(url)}</a>'

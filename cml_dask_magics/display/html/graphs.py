@@ -1,7 +1,4 @@
-"""Small pictures of numbers: bars, and graphs of the last minutes as SVG that takes its colours from the page.
-
-Knows nothing of sessions, widgets or clusters.
-"""
+"""Bars, and graphs of the last minutes as SVG that uses the colours of the page."""
 
 from __future__ import annotations
 
@@ -16,18 +13,18 @@ from cml_dask_magics.model.status import Sample
 _BUCKET_S = 5
 _BUCKETS = 60
 _HEIGHT = 24
-"""A graph is 60 steps of five seconds wide and 24 high; finer differences are not drawn, and not sent."""
+"""A graph is 60 steps of five seconds wide and 24 high; smaller changes are not drawn, and so not sent."""
 
 
 def bar(share: float, dress: Dress, ink: str = "busy", rest: float = 0.0) -> str:
-    """A small bar, only for the eye: the number stands next to it.
+    """A small bar, hidden from screen readers: the number is next to it.
 
     Parameters
     ----------
     share : float
-        How much of it is full, between 0 and 1.
+        The part that is filled, between 0 and 1.
     rest : float
-        How much of it is striped, behind what is full.
+        The part after it that is striped.
     """
     fill = f"<span{dress(f'fill-{ink}', width(share))}></span>"
     striped = f"<span{dress('striped', width(min(rest, 1 - min(max(share, 0), 1))))}></span>" if rest > 0 else ""
@@ -35,12 +32,12 @@ def bar(share: float, dress: Dress, ink: str = "busy", rest: float = 0.0) -> str
 
 
 def width(share: float) -> str:
-    """A share as a width; one that is no number (NaN) must not reach the browser."""
+    """A share as a CSS width; 0 for NaN."""
     return f"width:{100 * min(share, 1):.0f}%" if share > 0 else "width:0%"
 
 
 def memory_ink(share: float) -> str:
-    """Dask starts to spill at 60 to 70 per cent of a worker's limit and pauses it at 80."""
+    """The colour of memory: Dask starts to spill at 60 to 70 per cent of a worker's limit and pauses it at 80."""
     return "bad" if share >= 0.8 else "warn" if share >= 0.6 else "busy"
 
 
@@ -52,21 +49,20 @@ def graph(
     words: Callable[[float], str],
     dress: Dress,
 ) -> str:
-    """One figure over the last five minutes; empty before there is a line to draw.
+    """A graph of one value over the last five minutes; empty with fewer than two points.
 
     Parameters
     ----------
     history : sequence of Sample
-        Oldest first. The newest stands at the right edge, whatever time it is: a figure that stands still draws the
-        same graph again.
+        Oldest first. The newest is drawn at the right edge whatever the time, so that constant values give the same
+        graph again.
     value : callable
-        The figure of one sample.
+        The value of one sample.
     top : float
-        What is all of it; a figure above that sets the scale.
+        The top of the scale, unless a value is above it.
     label : str
-        What the figure is.
     words : callable
-        Its value as a reader sees it.
+        Formats a value.
     """
     points = _points(history, value)
     if len(points) < 2:
@@ -89,7 +85,7 @@ def graph(
 
 
 def _points(history: Sequence[Sample], value: Callable[[Sample], float]) -> list[tuple[int, float]]:
-    """The mean of each five seconds, of the last five minutes."""
+    """The means over five seconds, for the last five minutes."""
     points = []
     for step, samples in groupby(history, lambda sample: int(sample.at.timestamp()) // _BUCKET_S):
         figures = [figure for figure in map(value, samples) if math.isfinite(figure)]
@@ -99,7 +95,7 @@ def _points(history: Sequence[Sample], value: Callable[[Sample], float]) -> list
 
 
 def _runs(points: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """Cut a line where nobody looked for a while, and leave out what lies on a straight stretch of it."""
+    """Cut the line where samples are missing, and leave out points on a horizontal stretch."""
     runs: list[list[tuple[int, int]]] = []
     for x, y in points:
         if not runs or x - runs[-1][-1][0] > 3:

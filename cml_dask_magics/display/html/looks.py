@@ -1,7 +1,6 @@
-"""How the HTML of a cluster looks: names for looks, and two ways to dress an element with one.
+"""The styles of the HTML, by name, and two ways to apply one to an element.
 
-Every piece of HTML is written once and dressed twice: with style attributes for a page that must carry its looks with
-it (a saved notebook), and with short class names where a style sheet is near (the panel, which is sent often).
+A saved notebook needs style attributes; the panel, which is sent often, uses short class names and a style sheet.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Dress = Callable[..., str]
-"""``dress(name, more="")``: the attribute that gives an element the look ``name`` and the style ``more``."""
+"""``dress(name, more="")``: the attribute that gives an element the style ``name`` and the CSS ``more``."""
 
 _FAINT = "var(--jp-ui-font-color2,inherit)"
 _LINE = "1px solid var(--jp-border-color2,rgba(128,128,128,.35))"
@@ -20,7 +19,7 @@ _COLOURS = {
     "bad": "var(--jp-error-color1,#d32f2f)",
     "off": "var(--jp-ui-font-color3,#888)",
 }
-# Text inherits its colour where Jupyter's variables are missing, so that it can be read on any background.
+# Without Jupyter's variables text inherits its colour, so that it is legible on any background.
 _LOOKS = {
     "box": "font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit);"
     "text-align:left;max-width:920px",
@@ -62,7 +61,7 @@ _LOOKS = {
     "area": f"fill:{_COLOURS['busy']};fill-opacity:.16;stroke:none",
     "striped": f"background:repeating-linear-gradient(135deg,{_COLOURS['warn']} 0 2px,transparent 2px 4px)",
     "card": f"border:{_LINE};border-radius:6px;padding:8px 12px",
-    # The other way round, so that it stays at its end when there is more.
+    # Reversed, so that it stays scrolled to the end when lines are added.
     "log": f"display:flex;flex-direction:column-reverse;max-height:260px;overflow:auto;border:{_LINE};"
     "border-radius:6px;background:var(--jp-layout-color2,rgba(128,128,128,.08))",
     "lines": "flex:none;overflow:visible;margin:0;padding:6px 10px;font:12px/1.45 var(--jp-code-font-family,monospace);"
@@ -70,25 +69,25 @@ _LOOKS = {
     **{f"ink-{name}": f"color:{colour}" for name, colour in _COLOURS.items()},
     **{f"fill-{name}": f"background:{colour}" for name, colour in _COLOURS.items()},
 }
-# Looks that a style sheet finds by place, so that a row of the panel's table need not name them cell by cell.
+# Selected by place, so that the cells of the panel's table need no class names.
 _PLACES = {"cell": ".cdm-table td,.cdm-table tbody th", "title": ".cdm-table thead th"}
 
 
 def classed(name: str, more: str = "") -> str:
-    """Dress an element by class name; ``stylesheet()`` must be on the page."""
+    """Style an element by class name; ``stylesheet()`` must be on the page."""
     by_class = "" if name in _PLACES else f' class="cdm-{name}"'
     return f'{by_class} style="{more}"' if more else by_class
 
 
 def inline(name: str, more: str = "") -> str:
-    """Dress an element by a style attribute of its own."""
+    """Style an element by a style attribute."""
     return f' style="{_LOOKS[name]};{more}"' if more else f' style="{_LOOKS[name]}"'
 
 
 def stylesheet() -> str:
-    """The style sheet that ``classed`` pieces need, once on a page; the panel's own is ``panel.css``."""
-    # Looks by place first and as weak as the others (:where), so that a cell's own class wins.
+    """The style sheet for ``classed``, needed once on a page."""
+    # :where, so that a cell's own class wins.
     placed = [f":where({_PLACES[name]}){{{_LOOKS[name]}}}" for name in _PLACES]
-    # Two classes deep, or JupyterLab's own colours for links would win.
+    # Two classes, or JupyterLab's colours for links would win.
     named = [f":is(.cdm-panel,.cdm-box) .cdm-{name}{{{look}}}" for name, look in _LOOKS.items() if name not in _PLACES]
     return f"<style>{''.join(placed + named)}</style>"

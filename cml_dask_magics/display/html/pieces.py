@@ -1,7 +1,4 @@
-"""A cluster's snapshot as HTML: the pieces that the panel is made of, and a page of them that stands alone.
-
-Knows neither widgets nor clusters; how things look is in ``looks``.
-"""
+"""A ``ClusterStatus`` as HTML: the pieces of the panel, and all of them as a static page."""
 
 from __future__ import annotations
 
@@ -39,13 +36,7 @@ _TASKS = attrgetter("executing")
 
 
 def to_html(status: ClusterStatus, now: datetime | None = None) -> str:
-    """A picture of one cluster that stands alone: no script, no style sheet, nothing to load.
-
-    Parameters
-    ----------
-    now : datetime or None
-        The time to count from; None for now.
-    """
+    """One cluster as static HTML, without scripts, style sheets and anything to load."""
     now = now or utc_now()
     sums = totals(status)
     pieces = [
@@ -56,14 +47,13 @@ def to_html(status: ClusterStatus, now: datetime | None = None) -> str:
         (progress if status.state == "starting" else tiles)(status, sums, inline),
         sessions(status, now, inline),
         events(status.events, now, inline),
-        # It may be looked at years later.
         f"<div{inline('faint')}>As it was at {_exact(now)}; %dask_status shows how it is.</div>",
     ]
     return page("".join(pieces))
 
 
 def page(pieces: str) -> str:
-    """Pieces that carry their looks with them, as one picture that stands alone."""
+    """The frame around pieces with inline styles."""
     return f"<div{inline('box', 'padding:4px 8px')}>{pieces}</div>"
 
 
@@ -76,18 +66,14 @@ def sessions(status: ClusterStatus, now: datetime, dress: Dress) -> str:
 
 
 def last_seen(status: ClusterStatus, at: datetime, dress: Dress) -> str:
-    """The sessions of a cluster that is no more, as they were last seen; empty if there were none."""
+    """The sessions of a cluster that has ended, as they were last seen; empty if there were none."""
     listed = sessions(status, at, dress)
     return f"<div{dress('seen')}>Its sessions as last seen, at {_exact(at)}:</div>{listed}" if listed else ""
 
 
 def head(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
     """Name, state, how many workers."""
-    return (
-        f"<div{dress('head')}><span{dress('name')}>{text(status.name)}</span> "
-        f"<span{dress('state')}>{sign(status.state, dress)} {status.state}</span> "
-        f"<span>{text(workers_words(status, sums))}</span></div>"
-    )
+    return _head(status.name, status.state, dress, f" <span>{text(workers_words(status, sums))}</span>")
 
 
 def facts(status: ClusterStatus, now: datetime, dress: Dress) -> str:
@@ -102,34 +88,33 @@ def links(status: ClusterStatus, dress: Dress) -> str:
 
 
 def advice(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
-    """What is wrong with the cluster and what helps; empty when nothing is wrong."""
+    """What is wrong with the cluster and what helps; empty if nothing is wrong."""
     words = advice_words(status, sums)
     return f"<div{dress('advice')}>{text(words)}</div>" if words else ""
 
 
 def error(message: str, dress: Dress) -> str:
-    """Something that went wrong just now; empty without a message."""
+    """An error; empty without a message."""
     return f'<div role="alert"{dress("error")}>{sign("failed", dress)} {text(message)}</div>' if message else ""
 
 
 def busy(doing: str, dress: Dress) -> str:
-    """What a button that was pressed is doing; empty when none was."""
+    """What is being done; empty if nothing is."""
     return f'<div role="status">{sign("starting", dress)} {text(doing)} …</div>' if doing else ""
 
 
 def note(words: str, dress: Dress) -> str:
-    """Something to know, in faint letters; empty without words."""
+    """A note in faint letters; empty without words."""
     return f'<div role="status"{dress("faint")}>{text(words)}</div>' if words else ""
 
 
 def preparing(name: str, dress: Dress) -> str:
-    """A head for the moment before anything is known."""
-    state = f"<span{dress('state')}>{sign('starting', dress)} starting</span>"
-    return f"<div{dress('head')}><span{dress('name')}>{text(name)}</span> {state}</div>"
+    """The head before the first snapshot."""
+    return _head(name, "starting", dress)
 
 
 def tiles(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
-    """Is it up, is it busy: workers, CPU, memory and tasks of the whole cluster, now and in the last five minutes."""
+    """Workers, CPU, memory and tasks of the cluster, now and in the last five minutes."""
     history, threads, limit = status.history, sums.nthreads, sums.memory_limit_bytes
     cpu_percent = sums.cpu_percent / threads if threads else 0.0
     share = sums.memory_bytes / limit if limit else 0.0
@@ -142,35 +127,19 @@ def tiles(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
     cpu = graph(history, _CPU, 100.0 * threads, "CPU", cpu_words, dress)
     memory = graph(history, _MEMORY, limit, "Memory", format_bytes, dress)
     tasks = graph(history, _TASKS, threads, "Tasks running", lambda count: f"{count:,.0f}", dress)
+    cpu_bar, memory_bar = bar(cpu_percent / 100, dress), bar(share, dress, memory_ink(share))
+    tasks_bar = bar(sums.executing / threads if threads else 0, dress)
     tile = [
         _tile("Workers", f"{sums.ready:,} of {status.requested:,}", "", bar(ready, dress, "good"), dress),
-        _tile(
-            f"CPU of {plural(threads, 'thread')}",
-            format_percent(cpu_percent),
-            cpu,
-            bar(cpu_percent / 100, dress),
-            dress,
-        ),
-        _tile(
-            f"Memory{of_limit}",
-            format_bytes(sums.memory_bytes),
-            memory,
-            bar(share, dress, memory_ink(share)),
-            dress,
-        ),
-        _tile(
-            "Tasks running",
-            f"{sums.executing:,}",
-            tasks,
-            bar(sums.executing / threads if threads else 0, dress),
-            dress,
-        ),
+        _tile(f"CPU of {plural(threads, 'thread')}", format_percent(cpu_percent), cpu, cpu_bar, dress),
+        _tile(f"Memory{of_limit}", format_bytes(sums.memory_bytes), memory, memory_bar, dress),
+        _tile("Tasks running", f"{sums.executing:,}", tasks, tasks_bar, dress),
     ]
     return f"<div{dress('tiles')}>{''.join(tile)}</div>"
 
 
 def progress(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
-    """How far a start is: a bar of connected, starting and failed workers, the same in words, and an estimate."""
+    """The progress of a start: a bar of connected, starting and failed workers, the numbers, and an estimate."""
     total = max(status.requested, len(status.workers), 1)
     parts = (("good", sums.ready), ("busy", sums.states.get("starting", 0)), ("bad", sums.failed))
     fills = "".join(f"<span{dress(f'fill-{ink}', width(count / total))}></span>" for ink, count in parts if count)
@@ -183,7 +152,7 @@ def progress(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
 
 
 def events(happened: Sequence[Event], now: datetime, dress: Dress, limit: int = MAX_EVENTS) -> str:
-    """What happened last, newest first, in UTC."""
+    """The latest events, newest first, in UTC."""
     items = [
         f'<li{dress("event")}><time datetime="{event.at.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%SZ}" title="UTC"'
         f"{dress('when')}>{format_at(event.at, now)}</time> {text(event.message)}</li>"
@@ -195,7 +164,7 @@ def events(happened: Sequence[Event], now: datetime, dress: Dress, limit: int = 
 
 
 def log(session: str, lines: Sequence[str], dress: Dress) -> str:
-    """What a session printed, its end in sight."""
+    """What a session printed, scrolled to the end."""
     body = text("\n".join(lines)) if lines else f"<span{dress('faint')}>It has printed nothing.</span>"
     return (
         f'<div role="log" tabindex="0" aria-label="Log of {text(session)}"'
@@ -204,11 +173,16 @@ def log(session: str, lines: Sequence[str], dress: Dress) -> str:
 
 
 def summary(name: str, words: str, kind: Kind, dress: Dress) -> str:
-    """What is left to say of a cluster that is no more."""
+    """The summary of a cluster that has ended."""
     body = error(words, dress) if kind == "failed" else f"<div{dress('event')}>{text(words)}</div>"
-    state = f"<span{dress('state')}>{sign(kind, dress)} {kind}</span>"
-    title = f"<div{dress('head')}><span{dress('name')}>{text(name)}</span> {state}</div>"
-    return f"<div{dress('card')}>{title}{body}</div>"
+    return f"<div{dress('card')}>{_head(name, kind, dress)}{body}</div>"
+
+
+def _head(name: str, state: str, dress: Dress, more: str = "") -> str:
+    return (
+        f"<div{dress('head')}><span{dress('name')}>{text(name)}</span> "
+        f"<span{dress('state')}>{sign(state, dress)} {state}</span>{more}</div>"
+    )
 
 
 def _exact(at: datetime) -> str:

@@ -1,7 +1,4 @@
-"""The table of a cluster's sessions as HTML: a row for the scheduler and one for each worker that is listed.
-
-Which workers are listed, and in which order, is decided in ``listing``.
-"""
+"""The table of a cluster's sessions as HTML: a row for the scheduler and one for each worker."""
 
 from __future__ import annotations
 
@@ -12,18 +9,12 @@ from typing import NamedTuple
 from cml_dask_magics.display.html.basics import sign, text
 from cml_dask_magics.display.html.graphs import bar, memory_ink
 from cml_dask_magics.display.html.looks import Dress, classed
-from cml_dask_magics.display.words import (
-    NO_VALUE,
-    format_bytes,
-    format_memory,
-    format_percent,
-    phase_words,
-)
+from cml_dask_magics.display.words import NO_VALUE, format_bytes, format_memory, format_percent, phase_words
 from cml_dask_magics.model.status import SessionStatus
 
 
 class Column(NamedTuple):
-    """A column: its key in ``listing.SORTS``, title, share of the width in per cent, and whether it has numbers."""
+    """A column: its key in ``listing.SORTS``, title, width in per cent, and whether it has numbers."""
 
     key: str
     title: str
@@ -50,15 +41,15 @@ def table(
     sort: str = "",
     descending: bool = False,
 ) -> str:
-    """A table of sessions; in the panel, addresses are copied with a click.
+    """A table of sessions; in the panel, a click on an address copies it.
 
     Parameters
     ----------
     scheduler : SessionStatus or None
     workers : sequence of SessionStatus
-        In the order in which they are shown.
+        In the order to show.
     sort, descending
-        The column by which they are sorted, for screen readers.
+        The column that they are sorted by, for screen readers.
     """
     if not workers and scheduler is None:
         return ""

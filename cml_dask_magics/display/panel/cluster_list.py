@@ -1,7 +1,4 @@
-"""The panels of several clusters: one line each, of which one is open.
-
-Knows no clusters, and has no timer: whoever draws the panels calls ``draw``.
-"""
+"""The panels of several clusters as a list, of which one is open."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from cml_dask_magics.display.panel.widgets import change, close
 
 
 class ClusterList:
-    """One set of widgets, shown as often as wanted.
+    """One set of widgets, which can be displayed many times.
 
     Parameters
     ----------
@@ -35,7 +32,7 @@ class ClusterList:
         self.hold(panels)
 
     def hold(self, panels: Sequence[Panel]) -> None:
-        """Show these panels from now on, the first one open."""
+        """Show these panels, the first one open."""
         with self._lock:
             if panels != self.panels:
                 self.panels = panels
@@ -43,17 +40,17 @@ class ClusterList:
                 change(self._accordion, children=tuple(children), titles=tuple(lines), selected_index=0)
 
     def draw(self) -> None:
-        """Bring the lines up to date; sends nothing if none changed. From any thread."""
+        """Update the lines; sends nothing if none changed. From any thread."""
         with self._lock:
             change(self._accordion, titles=tuple(panel.line for panel in self.panels))
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to follow."""
+        """Whether all clusters in it have ended."""
         return all(panel.finished for panel in self.panels)
 
     def close(self) -> None:
-        """Take it off every page; the panels stay."""
+        """Remove the list from all pages, but not the panels."""
         with self._lock:
             self._accordion.children = ()
             close(self._root)

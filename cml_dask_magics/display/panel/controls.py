@@ -1,7 +1,4 @@
-"""The panel's controls: scale, stop, and behind *More* adaptive scaling, restarting a worker and its log.
-
-Knows neither sessions nor files: what the controls do is given to them.
-"""
+"""The panel's controls: scale, stop, and under *More* adaptive scaling, restarting a worker and its log."""
 
 from __future__ import annotations
 
@@ -32,15 +29,15 @@ class Steering:
     ----------
     actions : PanelActions
     log : LogView or None
-        Where a session's log is shown.
+        Shows a session's log.
     start : callable
         See ``Start``.
     stop : callable
-        Called when the user is sure that the cluster is to stop; is to work while another action runs.
+        Called when the user has confirmed to stop the cluster; works while another action runs.
     redraw : callable
-        Called when the user opens or closes *More*; is to call ``draw``.
+        Called when the user opens or closes *More*; calls ``draw``.
     lock : threading.RLock
-        Held by whoever changes the panel.
+        Held while the panel is changed.
     """
 
     def __init__(
@@ -57,7 +54,7 @@ class Steering:
         self._scheduler = ""
         self._count = number("Workers", 1, 1)
         self._low, self._high = number("Adaptive from", 1, 0, "160px"), number("to", 1, 1, "90px")
-        # What each number box was last brought to; another number in it is the user's.
+        # The number that each box was last set to; if it shows another one, the user typed it.
         self._followed = {box: box.value for box in (self._count, self._low, self._high)}
         self._scale = button("Scale", "Give the cluster this many workers", self._on_scale)
         self._adapt = button(
@@ -101,18 +98,18 @@ class Steering:
         self._session.observe(lambda _: self._switch(), "value")
 
     def draw(self, status: ClusterStatus | None, rows: Sequence[SessionStatus], idle: bool, stopping: bool) -> None:
-        """Bring the controls in line with a snapshot.
+        """Update the controls from a snapshot.
 
         Parameters
         ----------
         status : ClusterStatus or None
-            None while nothing is known.
+            None before the first one.
         rows : sequence of SessionStatus
             The workers on screen.
         idle : bool
             Whether no action runs.
         stopping : bool
-            Whether it is being stopped; while another action runs, it can be.
+            Whether the cluster is being stopped, which is possible while another action runs.
         """
         state = status.state if status is not None else "starting"
         self._can_scale = idle and not stopping and state in ("running", "degraded")
@@ -139,12 +136,12 @@ class Steering:
             self._log.refresh()
 
     def close(self) -> None:
-        """Read no log any more."""
+        """Close the log."""
         if self._log is not None:
             self._log.close()
 
     def _switch(self) -> None:
-        """Only what can work can be pressed."""
+        """Enable the buttons that can work now, and disable the others."""
         for widget in (self._count, self._scale, self._low, self._high, self._adapt):
             change(widget, disabled=not self._can_scale)
         for widget in (self._stop, self._yes, self._no):
@@ -154,7 +151,7 @@ class Steering:
         change(self._show_log, disabled=not picked)
 
     def _offer(self, status: ClusterStatus, rows: Sequence[SessionStatus]) -> None:
-        """Offer the sessions on screen, and the one that is picked as long as nothing else is."""
+        """Offer the sessions on screen, and the one that is picked."""
         self._scheduler = status.scheduler.session if status.scheduler is not None else ""
         picked = self._session.value
         sessions = {worker.session for worker in rows}
@@ -169,7 +166,7 @@ class Steering:
                 self._session.value = picked if picked in sessions | {self._scheduler} else options[0][1]
 
     def _follow(self, box: Any, target: int) -> None:
-        """Keep a number box at what is so, unless the user is about to ask for something else."""
+        """Set a number box to the current value, unless the user has typed another one."""
         target = min(max(target, box.min), box.max)
         if box.value in (self._followed[box], target):
             self._followed[box] = target

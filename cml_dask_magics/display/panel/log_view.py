@@ -1,7 +1,4 @@
-"""The panel's view of one session's output: read in a thread, again and again while it is followed.
-
-Knows nothing of clusters: what it reads with is given to it.
-"""
+"""The panel's view of one session's output, which a thread reads."""
 
 from __future__ import annotations
 
@@ -25,11 +22,11 @@ class LogView:
     Parameters
     ----------
     read : callable
-        ``read(session)``: its lines; may take long, and may raise.
+        ``read(session)``: its lines; may take long and may raise.
     lock : threading.RLock
-        Held by whoever changes the panel.
+        Held while the panel is changed.
     every_s : float
-        A log that is followed is read at most once in so many seconds.
+        A followed log is read at most once in this time.
     """
 
     def __init__(self, read: Callable[[str], list[str]], lock: threading.RLock, every_s: float) -> None:
@@ -63,14 +60,14 @@ class LogView:
             self._start()
 
     def close(self) -> None:
-        """Hide the log; nothing is read any more."""
+        """Hide the log and stop reading it."""
         with self._lock:
             self._session = ""
             show(self.widget, False)
             change(self._text, value="")
 
     def refresh(self) -> None:
-        """Read it again where the log is open and followed, unless that was just done."""
+        """Read the log again if it is open and followed, and was not read just now."""
         with self._lock:
             if self._session and self._follow.value and time.monotonic() - self._read_at >= self._every_s:
                 self._start()
@@ -83,7 +80,7 @@ class LogView:
     def _run(self, session: str) -> None:
         try:
             shown = pieces.log(session, self._read(session)[-LAST_LINES:], classed)
-        # Also what is no Exception: in this thread nobody else would tell the user.
+        # Every error, because in this thread nothing else would report it.
         except BaseException as error:
             shown = pieces.error(f"Could not read the log: {str(error) or type(error).__name__}", classed)
         with self._lock:
@@ -91,5 +88,5 @@ class LogView:
             self._read_at = time.monotonic()
             if self._session == session:
                 change(self._text, value=boxed(shown))
-            elif self._session:  # Another one was asked for in the meantime.
+            elif self._session:  # another one was opened in the meantime
                 self._start()

@@ -1,7 +1,7 @@
-"""What a notebook shows, and what it keeps, of a widget: the widget, and below it the same facts as HTML and as text.
+"""The two outputs of a panel in a notebook: the widget, and below it the same facts as HTML and text.
 
-A widget lives as long as its kernel, and where widgets are known. So there are two outputs, of which one is seen: the
-style sheet of a live widget hides the facts, and the facts' own hides what a front end puts in place of a dead widget.
+Only one of them is visible: a live widget has a style sheet that hides the facts. A saved notebook has no live widget,
+so it shows the facts, whose style sheet hides what the front end shows in place of the widget.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class Output:
-    """The outputs that show one widget; however many they are, one message brings all of them up to date.
+    """The outputs of one widget; one message updates all of them.
 
     Parameters
     ----------
     widget : ipywidgets.Widget
-        Has ``style_of`` its own outputs somewhere in it.
+        Contains the style sheet from ``style_of``.
     facts : callable
-        The same as HTML and as plain text.
+        Returns the same as HTML and as plain text.
     """
 
     def __init__(self, widget: Any, facts: Callable[[], tuple[str, str]]) -> None:
@@ -33,19 +33,19 @@ class Output:
         self._displayed = False
 
     def display(self) -> None:
-        """Show it in one more place."""
+        """Display the widget and the facts once more."""
         view = {} if self._over else {VIEW: self._widget._repr_mimebundle_()[VIEW]}
         display(view, raw=True, display_id=f"{self._id}-live")
         display(self._bundle(), raw=True, display_id=self._id)
         self._displayed = True
 
     def refresh(self) -> None:
-        """Bring the facts up to date."""
+        """Update the facts."""
         if self._displayed:
             update_display(self._bundle(), raw=True, display_id=self._id)
 
     def end(self) -> None:
-        """Leave the facts alone on the page, for good: they need no kernel."""
+        """Remove the widget for good and leave the facts, which need no kernel."""
         self._over = True
         if self._displayed:
             update_display({}, raw=True, display_id=f"{self._id}-live")
@@ -63,7 +63,7 @@ class Output:
 def style_of(widget: Any) -> str:
     """The style sheet that hides the facts while the widget is on the page."""
     name = _class_of(widget)
-    # Two rules: a browser that does not know :has must still take the first.
+    # Two style sheets: a browser without :has would ignore both rules in one.
     return f"<style>.{name}{{display:none}}</style><style>.jp-OutputArea-child:has(.{name}){{display:none}}</style>"
 
 

@@ -1,7 +1,4 @@
-"""The panel of one cluster in a notebook: draws a ``ClusterStatus`` and turns clicks into calls.
-
-Knows neither sessions nor files, and has no timer: whoever owns it calls ``draw``.
-"""
+"""The panel of one cluster in a notebook: draws a ``ClusterStatus`` and turns clicks into calls."""
 
 from __future__ import annotations
 
@@ -31,16 +28,16 @@ _BUSY = "The notebook is busy: a button pressed now works when the cell is done.
 
 
 class Panel:
-    """One cluster, to see and to steer. Shown many times, it is still one set of widgets.
+    """One set of widgets for a cluster, which can be displayed many times.
 
     Parameters
     ----------
     actions : PanelActions
-        What the controls do, each in a thread of its own, so that neither the kernel nor Dask waits.
+        What the controls do, each in its own thread, so that neither the kernel nor Dask waits.
     name : str
-        The cluster's name, for the time before the first ``draw``.
+        The cluster's name, until the first ``draw``.
     log_every_s : float
-        A log that is followed is read at most once in so many seconds.
+        A followed log is read at most once in this time.
     """
 
     def __init__(self, actions: PanelActions, name: str = "default", log_every_s: float = 2.0) -> None:
@@ -48,7 +45,7 @@ class Panel:
         self._name = name
         self._lock = threading.RLock()
         self._status: ClusterStatus | None = None
-        # The last that was seen of it while it was up, and when: what a summary lists.
+        # The last snapshot while it was up, and its time, for the summary.
         self._up: tuple[ClusterStatus, datetime] | None = None
         self._finished: tuple[str, Kind] | None = None
         self._doing = ""
@@ -58,7 +55,7 @@ class Panel:
         self._all_events = False
 
         self._page = ipywidgets.HTML()
-        # Several pieces, so that a change of one leaves the others, and the focus in them, alone.
+        # Several widgets, so that a change of one keeps the focus in the others.
         self._head, self._facts, self._links, self._gauges, self._note, self._events = (
             ipywidgets.HTML() for _ in range(6)
         )
@@ -83,7 +80,7 @@ class Panel:
         )
         self._root.add_class("cdm-panel")
         self._page.value = page_piece() + style_of(self._root)
-        # Front ends count the views of a widget in which this is a number.
+        # A number here makes front ends count the views.
         self._root._view_count = 0
         self._root.observe(self._on_views, "_view_count")
         self._seen = False
@@ -91,16 +88,15 @@ class Panel:
 
     @property
     def shown(self) -> bool:
-        """Whether somebody may see it: False only once a front end told that the last view it had is gone.
+        """Whether the panel may be visible: False after a front end has removed its last view.
 
-        A front end counts its views up when it shows one and down when it takes one away (a cell or its output is
-        deleted). One that goes without a word, such as a page that is reloaded, leaves its views counted.
+        A front end that disappears, such as a page that is reloaded, does not subtract its views.
         """
         return self._root._view_count != 0 or not self._seen
 
     @property
     def widget(self) -> Any:
-        """The panel as a widget, to put into others."""
+        """The panel's widget."""
         return self._root
 
     @property
@@ -110,22 +106,14 @@ class Panel:
 
     @property
     def line(self) -> str:
-        """The cluster in one line, which changes only when there is something to say."""
+        """The cluster in one line, for a list of clusters."""
         with self._lock:
             if self._finished is not None:
                 return ended_line(self._name, self._finished[1])
             return status_line(self._status) if self._status is not None else f"{clean(self._name)}: starting"
 
     def draw(self, status: ClusterStatus, now: datetime | None = None) -> None:
-        """Show a snapshot; sends only what differs from what is shown. From any thread.
-
-        Parameters
-        ----------
-        status : ClusterStatus
-            Ignored once the panel is finished.
-        now : datetime or None
-            The time to count from; None for now.
-        """
+        """Show a snapshot; sends only what changed. From any thread. Ignored once the panel is finished."""
         with self._lock:
             if self._finished is None:
                 now = now or utc_now()
@@ -136,19 +124,19 @@ class Panel:
                 self._show(now)
 
     def busy(self, flag: bool) -> None:
-        """Tell whether a cell keeps the kernel from handling clicks, so that the panel says so. From any thread."""
+        """Show or hide the note that a running cell delays clicks. From any thread."""
         with self._lock:
             self._busy = flag
             if self._finished is None:
                 self._show_note()
 
     def finish(self, summary: str, kind: Kind = "ended") -> None:
-        """Turn the panel into a summary for good; the steering goes away. From any thread.
+        """Turn the panel into a summary, without controls. From any thread.
 
         Parameters
         ----------
         summary : str
-            What to say: usage and uptime, or why the cluster failed. May have several lines.
+            Usage and uptime, or why the cluster failed; may have several lines.
         kind : "ended" or "failed"
             How the cluster ended.
         """
@@ -165,7 +153,7 @@ class Panel:
                     close(widget)
 
     def close(self) -> None:
-        """Take the panel off every page and release its widgets."""
+        """Remove the panel from all pages and release its widgets."""
         with self._lock:
             if self._finished is None:
                 self._finished = "", "ended"
@@ -173,13 +161,7 @@ class Panel:
             close(self._root)
 
     def facts(self, now: datetime | None = None) -> tuple[str, str]:
-        """The same as HTML and as plain text, for places where the widgets do not live.
-
-        Parameters
-        ----------
-        now : datetime or None
-            The time to count from; None for now.
-        """
+        """The same as HTML and as plain text, for places without widgets."""
         with self._lock:
             if self._finished is not None:
                 summary, kind = self._finished
@@ -193,12 +175,12 @@ class Panel:
     def _summary(self, dress: Dress) -> str:
         assert self._finished is not None
         summary, kind = self._finished
-        # The story of a failed start names the sessions itself.
+        # The message of a failed start lists the sessions itself.
         seen = pieces.last_seen(*self._up, dress) if self._up is not None and kind == "ended" else ""
         return pieces.summary(self._name, summary, kind, dress) + seen
 
     def _show(self, now: datetime) -> None:
-        """Bring the widgets in line with what is known; the one place that changes them while the cluster lives."""
+        """Update all widgets; only this changes them while the cluster is alive."""
         status, idle = self._status, not self._doing
         rows: Sequence[SessionStatus] = ()
         if status is None:
@@ -214,9 +196,12 @@ class Panel:
             rows = self._table.draw(status, now).rows
             limit = MORE_EVENTS if self._all_events else MAX_EVENTS
             change(self._events, value=boxed(pieces.events(status.events, now, classed, limit)))
-        counting = status is not None and status.state in ("running", "degraded") and status.idle_s is not None
-        counting = counting and status is not None and status.idle_timeout_s is not None
-        show(self._keep, counting and self._actions.keep is not None)
+        counting = (
+            status is not None
+            and status.state in ("running", "degraded")
+            and None not in (status.idle_s, status.idle_timeout_s, self._actions.keep)
+        )
+        show(self._keep, counting)
         change(self._keep, disabled=not idle or self._stopping)
         show(self._more, status is not None and len(status.events) > MAX_EVENTS)
         self._steering.draw(status, rows, idle, self._stopping)
@@ -246,9 +231,9 @@ class Panel:
         self._redraw()
 
     def _start(self, doing: str, failure: str, action: Callable[[], object]) -> None:
-        """Show that the button was pressed, then act in a thread: a kernel that waits can draw nothing."""
+        """Show that a button was pressed, then act in a thread, so that the panel can still be drawn."""
         with self._lock:
-            # Clicks queue up while the kernel is busy; only the first of them is meant.
+            # Clicks queue up while the kernel is busy; only the first one counts.
             if self._doing or self._stopping or self._finished is not None:
                 return
             self._doing, self._error = doing, ""
@@ -256,7 +241,7 @@ class Panel:
         self._spawn(doing, failure, action)
 
     def _stop(self) -> None:
-        """Stop the cluster, whatever else is being done: it is the way out of an action that hangs."""
+        """Stop the cluster, even while another action hangs."""
         with self._lock:
             if self._stopping or self._finished is not None:
                 return
@@ -271,7 +256,7 @@ class Panel:
         message = ""
         try:
             action()
-        # Also what is no Exception, such as asyncio's CancelledError: in this thread nobody else would tell the user.
+        # Every error, also CancelledError, because in this thread nothing else would report it.
         except BaseException as error:
             message = f"{failure}: {str(error) or type(error).__name__}"
         with self._lock:

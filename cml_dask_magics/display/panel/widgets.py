@@ -1,7 +1,4 @@
-"""What all parts of the panel share: how widgets are made, changed and closed.
-
-Knows nothing of clusters.
-"""
+"""Helpers that make, change and close the panel's widgets."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ WRAP = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 6px"}
 
 
 def boxed(html: str) -> str:
-    """Pieces of HTML as the style sheet expects them."""
+    """Wrap HTML for the style sheet."""
     return f"<div{classed('box')}>{html}</div>" if html else ""
 
 
 def button(description: str, tooltip: str, pressed: Callable[[Any], None], style: str = "", look: str = "") -> Any:
-    """A button as wide as its word; ``style`` is one of ipywidgets', ``look`` a class of the style sheet."""
+    """A button; ``style`` is one of ipywidgets' styles, ``look`` a class of the style sheet."""
     made = ipywidgets.Button(description=description, tooltip=tooltip, button_style=style, layout={"width": "auto"})
     if look:
         made.add_class(look)
@@ -36,7 +33,7 @@ def number(description: str, value: int, low: int, width: str = "130px") -> Any:
         value=value,
         min=low,
         description=description,
-        # Told with every key, or a refresh would take a number away that is not finished yet.
+        # Sent with every key, or a refresh would overwrite a number that is being typed.
         continuous_update=True,
         style={"description_width": "initial"},
         layout={"width": width},
@@ -44,7 +41,7 @@ def number(description: str, value: int, low: int, width: str = "130px") -> Any:
 
 
 def change(widget: Any, **traits: Any) -> None:
-    """Change what differs, in one message: every assignment that changes a trait is one to each browser that looks."""
+    """Set the traits that differ, in one message to the browser."""
     differing = {name: value for name, value in traits.items() if getattr(widget, name) != value}
     if len(differing) == 1:
         setattr(widget, *differing.popitem())
@@ -60,7 +57,7 @@ def show(widget: Any, visible: bool) -> None:
 
 
 def close(widget: Any) -> None:
-    """Close a widget with all that hangs on it; ipywidgets leaves layouts, styles and children open."""
+    """Close a widget and its children, layouts and styles, which ipywidgets leaves open."""
     for child in getattr(widget, "children", ()):
         close(child)
     for part in (widget.layout, getattr(widget, "style", None)):

@@ -1,7 +1,4 @@
-"""The panel's table of workers: titles that sort, a filter, pages; all of it is kept from one refresh to the next.
-
-Knows no actions: what is done with a worker stands in ``controls``.
-"""
+"""The panel's table of workers, with sorting, a filter and pages, which a refresh keeps."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, s
 from cml_dask_magics.model.status import ClusterStatus
 
 _FILTER_FROM = 8
-"""With fewer workers than this there is nothing to look for."""
+"""With fewer workers there is no filter."""
 
 _STATES = ("running", "starting", "pending", "stopping", "failed")
 
@@ -30,7 +27,7 @@ class WorkerTable:
     Parameters
     ----------
     changed : callable
-        Called when the reader wants to see other workers; is to call ``draw``.
+        Called when the reader sorts, filters or turns the page; calls ``draw``.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
@@ -67,10 +64,10 @@ class WorkerTable:
         self._state.observe(self._filter, "value")
 
     def draw(self, status: ClusterStatus, now: datetime) -> Chosen:
-        """Show a snapshot's workers, and tell which ones."""
+        """Show a snapshot's workers; returns the visible ones."""
         wanted = self._wanted
         chosen = choose(status.workers, wanted)
-        # Where there are fewer pages than there were, the reader stays on what is now the last.
+        # There may be fewer pages than before.
         self._wanted = replace(wanted, page=chosen.page)
         narrowed = bool(wanted.text.strip() or wanted.state)
         scheduler = None if narrowed or chosen.page else status.scheduler
@@ -98,7 +95,7 @@ class WorkerTable:
         return title
 
     def _sort(self, column: Column) -> None:
-        """Numbers the highest first, words from A; then the other way round; then as at first."""
+        """First click: numbers from the highest, words from A. Second: reversed. Third: unsorted."""
         sort, descending = self._wanted.sort, self._wanted.descending
         if sort != column.key:
             wanted = Wanted(column.key, column.numbers)
