@@ -16,6 +16,7 @@ import signal
 import sys
 import textwrap
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
@@ -46,7 +47,9 @@ def say(words: object, end: str = "\n") -> None:
 
 def run(nb: NotebookNode, folder: Path, indices: list[int]) -> int:
     """Run these cells; after an error or Ctrl-C, only the last of them. Returns the exit status."""
-    km = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))  # none installed: this interpreter
+    sockets = TemporaryDirectory(prefix="kernel-")  # private, unlike TCP
+    specs = KernelSpecManager(kernel_dirs=[])  # no installed kernels: uses this interpreter
+    km = AsyncKernelManager(kernel_spec_manager=specs, transport="ipc", ip=f"{sockets.name}/socket")
     client = PrintingClient(nb, km, resources={"metadata": {"path": str(folder)}}, timeout=900)
     client.interrupt_on_timeout = True
     status = 0
@@ -56,14 +59,14 @@ def run(nb: NotebookNode, folder: Path, indices: list[int]) -> int:
         status, indices[:-1] = 1, []
         os.killpg(km.provisioner.pgid, signal.SIGINT)
 
-    with client.setup_kernel(cleanup_kc=True):
+    with sockets, client.setup_kernel(cleanup_kc=True):
         signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, interrupt)
         while indices:
             index = indices.pop(0)
             cell = nb.cells[index]
             if cell.cell_type == "code":
-                say("\n" + textwrap.indent(cell.source, "  | "))
+                say("\n" + textwrap.indent(cell.source, "  | ", lambda _: True))
             elif cell.source.startswith("#"):
                 say("\n" + cell.source.partition("\n")[0])
             try:
@@ -75,8 +78,7 @@ def run(nb: NotebookNode, folder: Path, indices: list[int]) -> int:
             for output in cell.get("outputs", ()):
                 if output.output_type == "error":
                     say(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback)))
-                elif output.output_type != "stream":
-                    text = output.data.get("text/plain", "")
+                elif text := output.get("data", {}).get("text/plain"):
                     say(f"[plot: {text}]" if "image/png" in output.data else text)
     return status
 
