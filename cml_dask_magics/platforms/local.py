@@ -141,6 +141,8 @@ class LocalSessions:
         ports = {name: str(_free_port()) for name in ("CDSW_APP_PORT", "CDSW_READONLY_PORT", "CDSW_PUBLIC_PORT")}
         environment = {
             **os.environ,
+            # As on the platform, where `!dask ...` finds the command that belongs to the kernel's packages.
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
             "CDSW_MASTER_ID": os.environ.get("CDSW_ENGINE_ID", ""),
             "CDSW_MASTER_IP": "127.0.0.1",
             "CDSW_DOMAIN": "localhost",

@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import psutil
 import pytest
+from distributed import Client
 
 from cml_dask_magics.platforms import local
 from cml_dask_magics.platforms.api import Platform
@@ -226,6 +228,26 @@ def test_awaiting_tells_who_runs_and_who_has_ended(api):
     waited = api.await_workers([short, long], timeout_seconds=0.3)
     assert [session["id"] for session in waited["workers"]] == [short["id"]]
     assert [session["id"] for session in waited["failures"]] == [long["id"]]
+
+
+@pytest.mark.dask
+def test_what_people_wrote_against_the_platform_runs_here_too(api):
+    """Cloudera's example: launch the scheduler, await it, look up its address, launch the workers, await them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (scheduler,) = api.launch_workers(n=1, cpu=1, memory=2, code=f"!dask scheduler --port {port} --no-dashboard")
+    waited = api.await_workers([scheduler], wait_for_completion=False, timeout_seconds=90)
+    assert not waited["failures"]
+    (ip_address,) = [each["ip_address"] for each in api.list_workers() if each["id"] == scheduler["id"]]
+    workers = api.launch_workers(n=2, cpu=1, memory=2, code=f"!dask worker tcp://{ip_address}:{port} --no-dashboard")
+    assert not api.await_workers(workers, wait_for_completion=False, timeout_seconds=90)["failures"]
+    with Client(f"tcp://{ip_address}:{port}", timeout=60) as client:
+        client.wait_for_workers(2, timeout=60)
+        assert sum(client.gather(client.map(lambda i: i * i, range(10)))) == 285
+    answers = api.stop_workers(scheduler, *workers)
+    assert [answer.status_code for answer in answers] == [204, 204, 204]
+    assert {status(api, each) for each in (scheduler, *workers)} == {"stopped"}
 
 
 def test_a_process_that_cannot_be_started_is_a_refusal_and_the_others_keep_their_ids(api):
