@@ -378,7 +378,9 @@ def _address(process: subprocess.Popen[bytes], runtime: Path, log: Path) -> str:
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError, ValueError):
             if files := list(runtime.glob("jpserver-*.json")):
-                return str(json.loads(files[0].read_text())["url"]).rstrip("/")
+                address = str(json.loads(files[0].read_text())["url"]).rstrip("/")
+                urllib.request.urlopen(f"{address}/api", timeout=5).close()  # it writes the file before it listens
+                return address
         time.sleep(0.1)
     raise TimeoutError(f"the Jupyter server does not come up\n{log.read_text()[-2000:]}")
 
