@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,10 +19,9 @@ from unittest import mock
 
 from cml_dask_magics.fleet import fleet, launches, opening, orphans, supervisor
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
-from cml_dask_magics.fleet.supervisor import Seen, Supervisor
+from cml_dask_magics.fleet.supervisor import Seen, Supervisor, Todo
 from cml_dask_magics.model import lifecycle
 from cml_dask_magics.model import record as record_module
-from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.record import Owner
 from cml_dask_magics.model.settings import Settings, make_settings
 from cml_dask_magics.platforms import pool
@@ -65,7 +65,9 @@ class Held:
     supervisor: Supervisor
     watch: Any
     heard_at: float
+    ends_it: bool  # when it lets go of it
     steers: bool = False
+    workers: set[str] = field(default_factory=set)  # as its scheduler told last
 
 
 @dataclass
@@ -82,7 +84,8 @@ class Kernel:
 class World:
     """The platform, its sessions, and the kernels that use the package."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, count: Counter[str]) -> None:
+        self.count = count  # of what came of the rounds of supervisors
         self.clock = Clock()
         self.clock.on_sleep = self.go_on
         self.workspace = Workspace()
@@ -96,8 +99,7 @@ class World:
         self.stuck = False  # the platform starts nothing
         self.broken_environment = False  # what starts ends at once
         self.connected: set[str] = set()
-        self.ports: dict[str, int] = {}
-        self.states: dict[str, str] = {}
+        self.load = 0  # how many workers Dask's adaptive scaling would have
 
     # The platform's side
 
@@ -149,21 +151,24 @@ class World:
         number = int(address.rpartition(":")[2])
         return any(s.number == number and s.status == "running" for s in self.workspace.sessions.values())
 
-    def observed(self, held: Held) -> set[str]:
-        """Sessions whose workers the cluster's scheduler knows."""
-        up = {s.id for s in self.workspace.sessions.values() if s.status == "running"}
-        mine = {
-            s.id for s in self.workspace.sessions.values() if s.env.get("CML_DASK_FOLDER") == str(held.fleet.folder)
-        }
-        return self.connected & up & mine
-
-    def silent_s(self, held: Held) -> float:
-        """For how long the cluster's scheduler has told this kernel nothing, beyond the ten seconds that it may."""
+    def hear(self, held: Held) -> None:
+        """Have the cluster's scheduler tell which workers it knows, if it lives."""
         folder = str(held.fleet.folder)
-        sessions = [s for s in self.workspace.sessions.values() if s.env.get("CML_DASK_FOLDER") == folder]
-        if any(" scheduler " in session.code and session.status == "running" for session in sessions):
+        up = [
+            s
+            for s in self.workspace.sessions.values()
+            if s.env.get("CML_DASK_FOLDER") == folder and s.status == "running"
+        ]
+        if any(" scheduler " in session.code for session in up):
             held.heard_at = self.clock.now
-        return max(0.0, self.clock.now - held.heard_at - 10)
+            held.workers = self.connected & {session.id for session in up}
+
+    def end_idle(self, session: MemorySession) -> None:
+        """Let a scheduler end because nobody worked for its idle timeout."""
+        log = Path(session.env["CML_DASK_FOLDER"]) / "logs" / f"{session.id}.log"
+        with log.open("a") as file:
+            file.write(f"distributed.scheduler - INFO - Scheduler {supervisor._IDLE_WORDS} for 60.00 s\n")
+        session.status = "succeeded"
 
     def ours(self) -> list[MemorySession]:
         return [s for s in self.workspace.sessions.values() if s.code and not s.over]
@@ -237,10 +242,15 @@ class World:
             if not quietly:
                 raise
 
-    def hold(self, kernel: Kernel, cluster: Fleet) -> Held:
+    def hold(self, kernel: Kernel, cluster: Fleet, ends_it: bool) -> Held:
         watch = pool._Watch(cluster.visible, cluster.observe)
-        held = kernel.held[cluster.record.name] = Held(cluster, Supervisor(cluster), watch, self.clock.now)
+        held = Held(cluster, Supervisor(cluster), watch, self.clock.now, ends_it)
+        kernel.held[cluster.record.name] = held
         return held
+
+    def held(self) -> list[tuple[Kernel, str]]:
+        """Which living kernel holds which cluster."""
+        return [(kernel, name) for kernel in self.kernels if kernel.alive for name in kernel.held]
 
     def poll(self, held: Held) -> None:
         with contextlib.suppress(PlatformError):
@@ -250,15 +260,22 @@ class World:
         """What ``%dask_up n --name name`` does, without Dask."""
         held = kernel.held.get(name)
         if held is not None and (not held.fleet.journal.refresh() or self.lost(held)):
-            del kernel.held[name]
+            self.let_go(kernel, name)
             held = None
         if held is None:
             found = opening.open_fleet(self.registry, name)
             if found is None or liveness.liveness(found.record, found.folder, 3.0) == "silent":
                 self._start(kernel, name, n)
                 return
-            held = self.hold(kernel, found)
+            held = self.attach(kernel, name, ends_it=True)
         self.scale(held, n)
+
+    def attach(self, kernel: Kernel, name: str, ends_it: bool = False) -> Held:
+        """What ``CMLCluster.from_name`` does: it launches nothing."""
+        found = opening.open_fleet(self.registry, name)
+        if found is None or liveness.liveness(found.record, found.folder, 3.0) != "answers":
+            raise RuntimeError("there is none, or it does not answer")
+        return self.hold(kernel, found, ends_it)
 
     def lost(self, held: Held) -> bool:
         record = held.fleet.record
@@ -266,25 +283,31 @@ class World:
 
     def _start(self, kernel: Kernel, name: str, n: int) -> None:
         cluster = opening.claim(replace(self.settings, name=name, n_workers=n))
-        held = self.hold(kernel, cluster)
+        held = self.hold(kernel, cluster, ends_it=True)
         try:
-            refused = [cluster.launches.launch("scheduler", 1).refusals, cluster.launches.launch("worker", n).refusals]
+            launch = cluster.launches.launch
+            refused = [launch("scheduler", 1).refusals, launch("worker", n).refusals]
             deadline = self.clock.now + 30
             while not any(refused) and not cluster.lost and self.clock.now < deadline:
                 self.poll(held)
-                if len(self.observed(held)) >= n:
+                self.hear(held)
+                if len(held.workers) >= n:
                     break
                 self.clock.sleep(0.5)
-            if any(refused) or cluster.lost or not self.observed(held):
+            if any(refused) or cluster.lost or not held.workers:
                 raise RuntimeError("did not start")
             cluster.journal.update(lambda record: replace(record, state="running"))
         except Exception:
-            del kernel.held[name]
-            cluster.end()
+            try:
+                cluster.end()
+            finally:
+                self.let_go(kernel, name)
             raise
+        held.supervisor.begin(held.workers)
 
     def scale(self, held: Held, n: int) -> None:
         cluster = held.fleet
+        cluster.journal.update(lambda record: replace(record, adapt=None))
         if n >= len(cluster.plan):
             answer = cluster.launches.grow(n)
             if answer.refusals:
@@ -292,47 +315,84 @@ class World:
                 return
             cluster.journal.update(lambda record: replace(record, requested=n, failed_replacements=0))
         else:
+            self._shrink(held, n)
+
+    def _shrink(self, held: Held, n: int) -> None:
+        cluster = held.fleet
+        victims = sorted(cluster.plan, key=lambda session: (session in held.workers, session))[: len(cluster.plan) - n]
+        cluster.withdraw(victims, lambda record: replace(record, requested=n, failed_replacements=0))
+        cluster.stop(victims)
+
+    def adapt(self, held: Held, n: int) -> None:
+        held.fleet.journal.update(lambda record: replace(record, adapt=(0, n), failed_replacements=0))
+
+    def _follow_load(self, held: Held) -> None:
+        """What Dask's adaptive scaling does in the kernel that steers."""
+        cluster = held.fleet
+        assert cluster.record.adapt is not None
+        n = min(self.load, cluster.record.adapt[1])
+        if n < len(cluster.plan):
             victims = sorted(cluster.plan)[n:]
             cluster.withdraw(victims, lambda record: replace(record, requested=n))
             cluster.stop(victims)
-
-    def follow_load(self, held: Held, n: int) -> None:
-        """What Dask's adaptive scaling does in the kernel that steers."""
-        cluster = held.fleet
-        if held.steers and not self.lost(held) and held.supervisor.may_launch():
-            cluster.journal.update(lambda record: replace(record, adapt=(0, n)))
+        elif n > len(cluster.plan) and held.supervisor.may_launch():
             held.supervisor.launch(n)
-            cluster.journal.update(lambda record: replace(record, adapt=None, requested=len(cluster.plan)))
+            cluster.journal.update(lambda record: replace(record, requested=len(cluster.plan)))
 
     def steer(self, kernel: Kernel, name: str) -> None:
         """What a kernel does about a cluster every two seconds: it looks, has its supervisor act, and does the rest."""
         held = kernel.held[name]
         self.poll(held)
-        todo = held.supervisor.round(Seen(self.observed(held), self.silent_s(held), self.clock.now))
+        self.hear(held)
+        # It may be silent for ten seconds.
+        seen = Seen(held.workers, max(0.0, self.clock.now - held.heard_at - 10), self.clock.now)
+        before, calls = held.fleet.record.state, len(self.workspace.calls)
+        todo = held.supervisor.round(seen)
+        launched = any(call == "launch" for _, call, _ in self.workspace.calls[calls:])
+        self.count.update(
+            rounds=1,
+            steering=todo.steers,
+            heals=launched,
+            trims=todo.shrink,
+            taken_over=todo.steers and before == "starting" and held.fleet.record.state == "running",
+            ended_idle=todo.end,
+            stopped_elsewhere=bool(todo.gone) and not todo.end,
+            lost=todo.forget_workers,
+        )
+        self._do(kernel, name, todo)
+
+    def _do(self, kernel: Kernel, name: str, todo: Todo) -> None:
+        """What `CMLCluster` does of what a supervisor leaves to do."""
+        held = kernel.held[name]
         held.steers = todo.steers
+        if todo.forget_workers:
+            held.workers = set()
         if todo.gone:
-            del kernel.held[name]
-            if todo.end:
-                held.fleet.end()
-        elif todo.shrink:
-            self.scale(held, held.fleet.record.requested)
+            try:
+                if held.ends_it or todo.end:
+                    held.fleet.end()
+            finally:
+                self.let_go(kernel, name)
+            return
+        record = held.fleet.record
+        if todo.shrink and len(held.fleet.plan) > record.requested:
+            self._shrink(held, record.requested)
+        elif held.steers and record.adapt is not None and not self.lost(held):
+            self._follow_load(held)
+
+    def let_go(self, kernel: Kernel, name: str) -> None:
+        held = kernel.held.pop(name, None)
+        if held is not None and kernel.alive:
+            held.supervisor.release()
 
     def down(self, kernel: Kernel, name: str) -> None:
-        held = kernel.held.pop(name, None)
+        held = kernel.held.get(name)
         cluster = held.fleet if held is not None else opening.open_fleet(self.registry, name)
-        if cluster is not None:
-            cluster.end()
-
-    def state(self, name: str) -> str:
-        """The state of a cluster by its record and the truth; ``gone`` without one."""
-        record = self.registry.read(name)
-        if record is None:
-            return "gone"
-        folder = str(self.registry.run_folder(record))
-        mine = [s for s in self.workspace.sessions.values() if s.env.get("CML_DASK_FOLDER") == folder]
-        up = [s for s in mine if s.status == "running" and s.id in self.connected]
-        gone = record.state != "starting" and record.scheduler is None
-        return cluster_state(record, len(up), scheduler_lost=gone)
+        try:
+            if cluster is not None:
+                cluster.end()
+        finally:
+            self.let_go(kernel, name)
 
 
 class _MortalAPI(MemoryAPI):
