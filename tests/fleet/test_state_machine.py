@@ -54,6 +54,7 @@ class Life(RuleBasedStateMachine):
         self.patches.enter_context(self.world.patched())
         self.foreign = {self.world.workspace.add("k1"), self.world.workspace.add("k2")}
         self.clock_offset = self.world.clock.offset
+        self.comes_to_rest = False
         count["runs"] += 1
 
     def kernel(self, number: int) -> Kernel:
@@ -65,8 +66,9 @@ class Life(RuleBasedStateMachine):
 
     # What users do
 
-    @initialize(number=KERNELS, n=st.integers(1, 4), another=KERNELS)
-    def at_first_there_is_a_cluster(self, number: int, n: int, another: int) -> None:
+    @initialize(number=KERNELS, n=st.integers(1, 4), another=KERNELS, comes_to_rest=st.booleans())
+    def at_first_there_is_a_cluster(self, number: int, n: int, another: int, comes_to_rest: bool) -> None:
+        self.comes_to_rest = comes_to_rest
         self.up(number, "a", n)
         self.attach(another, "a")
 
@@ -306,7 +308,8 @@ class Life(RuleBasedStateMachine):
             world = self.world
             self.the_faults_go()
             world.clock.sleep(1)
-            self.what_is_missing_is_replaced()
+            if self.comes_to_rest:  # in other runs all is stopped in the midst of it
+                self.what_is_missing_is_replaced()
             for number in (0, 2):
                 self.restart(number)
             for last in (False, True):
