@@ -41,7 +41,7 @@ from cml_dask_magics.fleet.supervisor import Seen, Supervisor, Todo
 from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.settings import Settings, as_typed, make_settings
 from cml_dask_magics.model.status import ClusterState, ClusterStatus, Ended, StatusCallback
-from cml_dask_magics.model.times import Times
+from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.registry.certificates import read_security
 from cml_dask_magics.registry.registry import GoneError, Registry
@@ -177,7 +177,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     shown_by: ClassVar[Callable[[Any], object]] = print
     """What shows a cluster that is a cell's value; `cml_dask_magics` sets it."""
-    times: ClassVar[Times] = Times()
+    times: ClassVar[Times] = USUAL
     """How long clusters made from now on wait, and how often they look."""
 
     def __init__(
@@ -407,7 +407,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         def begin() -> None:
             if "follow" in self.periodic_callbacks:
                 self.periodic_callbacks.pop("follow").stop()
-            following = self.periodic_callbacks["follow"] = Repeated(tell, self.times.shown_s)
+            following = self.periodic_callbacks["follow"] = Repeated(tell, self._fleet.times.shown_s)
             following.start()
 
         self._on_end = on_end
