@@ -9,6 +9,7 @@ import json
 import re
 import time
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -108,6 +109,10 @@ class Record:
         Core-seconds, GiB-seconds and GPU-seconds of sessions that ended and left `sessions`.
     events : tuple of (float, str)
         Seconds since the epoch and a sentence, oldest first.
+    trouble : (float, str) or None
+        The last time that something went wrong with a worker, in the same form; not all of these are events.
+    troubles_written : int
+        All troubles of the scheduler up to this number are dealt with.
     """
 
     name: _Name
@@ -127,6 +132,8 @@ class Record:
     gib_s: _Number = 0.0
     gpu_s: _Number = 0.0
     events: tuple[tuple[_Moment, str], ...] = ()
+    trouble: tuple[_Moment, str] | None = None
+    troubles_written: int = 0
     version: int = RECORD_VERSION
 
     @property
@@ -134,9 +141,10 @@ class Record:
         """The session of the scheduler, while it is on record."""
         return next((session for session in self.sessions if session.role == "scheduler"), None)
 
-    def with_event(self, message: str) -> Record:
-        """The record with one more event, the oldest ones dropped."""
-        return replace(self, events=(*self.events, (time.time(), message))[-_KEPT_EVENTS:])
+    def with_event(self, message: str, at: float | None = None) -> Record:
+        """The record with one more event, of now or of `at`; the oldest ones are dropped."""
+        events = sorted((*self.events, (time.time() if at is None else at, message)), key=itemgetter(0))
+        return replace(self, events=tuple(events[-_KEPT_EVENTS:]))
 
 
 def record_from_json(text: str) -> Record:

@@ -23,6 +23,7 @@ from cml_dask_magics.display.panel.page import page_piece
 from cml_dask_magics.display.safe import safe_url
 from cml_dask_magics.display.words import totals
 from cml_dask_magics.model.status import ClusterStatus, Event, SessionStatus
+from cml_dask_magics.model.words import format_bytes, format_memory
 
 
 def pieces(status: ClusterStatus, dress: Any = classed) -> str:
@@ -170,13 +171,13 @@ def test_durations_read_as_people_say_them(seconds: float, coarse: str, exact: s
     ],
 )
 def test_sizes_read_as_people_say_them(size: float, words: str) -> None:
-    assert render_words.format_bytes(size) == words
+    assert format_bytes(size) == words
 
 
 def test_memory_is_said_with_its_limit_and_no_unit_twice() -> None:
-    assert render_words.format_memory(96 * 2**20, 2 * GIB) == "96 MiB / 2 GiB"
-    assert render_words.format_memory(3 * GIB // 2, 2 * GIB) == "1.5 / 2 GiB"
-    assert render_words.format_memory(GIB, 0) == "1 GiB"
+    assert format_memory(96 * 2**20, 2 * GIB) == "96 MiB / 2 GiB"
+    assert format_memory(3 * GIB // 2, 2 * GIB) == "1.5 / 2 GiB"
+    assert format_memory(GIB, 0) == "1 GiB"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,237 @@
+"""What runs in the scheduler's process: it tells figures and troubles of its workers.
+
+The scheduler's session need not have this package: what it runs is sent by value. So this module imports nothing of
+ours, and `as_sent` is how it travels.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import cloudpickle
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+# What is there already stays when a later kernel connects, so it must change with what it tells.
+PLUGIN = "cml-dask-magics troubles 1"
+
+_KEPT = 100  # troubles, and deaths that a task can be given up for
+_PAUSED_S = 2.0  # a worker that pauses for less has spilled in time
+_QUIET_S = 600.0  # after this long without a trouble of a kind, they are counted afresh
+
+
+def as_sent(function: Callable[..., Any]) -> bytes:
+    """A function of this module, for a scheduler that need not have it."""
+    return bytes(cloudpickle.dumps(function))
+
+
+# Only this module: what the user sends goes as ever.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def remember(scheduler: Any) -> dict[str, Any]:
+    """Begin a feed: what it has told so far. From the first one on, the scheduler takes note of troubles."""
+    if PLUGIN not in scheduler.plugins:
+        scheduler.add_plugin(Troubles(scheduler), name=PLUGIN)
+    return {"figures": {}, "troubles": 0}
+
+
+def tell(scheduler: Any, told: dict[str, Any]) -> dict[str, Any]:
+    """What is new since this feed told last."""
+    figures_told = told["figures"]
+    changed = {}
+    for address, worker in scheduler.workers.items():
+        metrics = worker.metrics
+        tasks = metrics.get("task_counts", {})
+        # Per cent and MiB: what nobody could see on the screen is not news.
+        figures = (
+            worker.name,
+            worker.nthreads,
+            worker.memory_limit or 0,
+            round(metrics.get("cpu", 0)),
+            metrics.get("memory", 0) >> 20,
+            int(metrics.get("spilled_bytes", {}).get("disk", 0)) >> 20,
+            tasks.get("executing", 0) + tasks.get("long-running", 0),
+            worker.status.name == "paused",
+        )
+        if figures_told.get(address) != figures:
+            changed[address] = figures_told[address] = figures
+    gone = [address for address in figures_told if address not in scheduler.workers]
+    for address in gone:
+        del figures_told[address]
+    troubles, told["troubles"] = scheduler.plugins[PLUGIN].news(told["troubles"])
+    since = scheduler.check_idle()
+    return {
+        "changed": changed,
+        "gone": gone,
+        "troubles": troubles,
+        "idle_s": max(0.0, time.time() - since) if since else None,
+    }
+
+
+@dataclass
+class _Trouble:
+    """A trouble as it is noted here; `as_told` is what `cml_dask_magics.model.trouble.Trouble` is made of."""
+
+    number: int
+    kind: str
+    worker: Any  # Dask's WorkerState, which keeps what it last heard
+    nth: int
+    nth_of_worker: int
+    change: int  # when it was last changed, in changes of all troubles
+    at: float = field(default_factory=time.time)
+    over_memory_bytes: int = 0  # what the nanny saw when it ended the worker; 0 if it did not
+    tasks: set[Any] = field(default_factory=set)  # keys that the worker had to compute
+    run_again: int = 0
+    lost: tuple[str, ...] = ()
+    given_up: tuple[dict[str, Any], ...] = ()
+
+    def as_told(self, deaths: list[_Trouble]) -> dict[str, Any]:
+        """Plain data, with the deaths that each task was given up for."""
+        given_up = []
+        for each in self.given_up:
+            over_it = [death for death in deaths if each["key"] in death.tasks]
+            given_up.append(
+                {
+                    "key": str(each["key"]),
+                    "n": each["n"],
+                    "total": each["total"],
+                    "workers": [str(death.worker.name) for death in over_it],
+                    "over_memory": sum(bool(death.over_memory_bytes) for death in over_it),
+                }
+            )
+        return {
+            "number": self.number,
+            "kind": self.kind,
+            "at": self.at,
+            "worker": str(self.worker.name),
+            "memory_bytes": self.over_memory_bytes or self.worker.metrics.get("memory", 0),
+            "limit_bytes": self.worker.memory_limit or 0,
+            "nth": self.nth,
+            "nth_of_worker": self.nth_of_worker,
+            "over_memory": bool(self.over_memory_bytes),
+            "run_again": self.run_again,
+            "lost": self.lost,
+            "given_up": given_up,
+        }
+
+
+class Troubles(SchedulerPlugin):  # type: ignore[misc]
+    """Takes note of workers that die without having been told to, or stay paused.
+
+    Parameters
+    ----------
+    scheduler : distributed.Scheduler
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._workers = dict(scheduler.workers)
+        self._closing: set[str] = set()
+        # Since when; None once it is a trouble.
+        self._paused: dict[str, float | None] = {
+            address: time.monotonic() for address, worker in self._workers.items() if worker.status.name == "paused"
+        }
+        self._over_memory: dict[str, int] = {}  # of workers whose removal is still to come
+        self._troubles: deque[_Trouble] = deque(maxlen=_KEPT)
+        self._count = self._changes = 0
+        self._counts: dict[Any, tuple[int, float]] = {}
+
+    def add_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+        """Dask's call: once it is removed, the scheduler knows no more of it."""
+        self._workers[worker] = scheduler.workers[worker]
+
+    def log_event(self, topic: Any, msg: Any) -> None:
+        """Dask's call: every event that the scheduler, a nanny or a user logs."""
+        if not isinstance(msg, dict):
+            return
+        action = msg.get("action")
+        if topic == "worker-restart-memory":
+            self._note_over_memory(msg["worker"], msg["rss"])
+        elif action == "worker-status-change" and topic in self._workers:
+            self._note_status(topic, msg["status"])
+        elif action == "remove-worker" and topic == "all":
+            self._note_removal(msg)
+
+    def news(self, since: int) -> tuple[list[dict[str, Any]], int]:
+        """The troubles that are new, or better known, since a change; and the number of the last change."""
+        for address, at in self._paused.items():
+            if at is not None and time.monotonic() - at >= _PAUSED_S:
+                self._paused[address] = None
+                self._new("paused", self._workers[address])
+        if since == self._changes:
+            return [], since
+        deaths = [trouble for trouble in self._troubles if trouble.kind == "died"]
+        return [each.as_told(deaths) for each in self._troubles if each.change > since], self._changes
+
+    def _note_status(self, address: str, status: str) -> None:
+        if status == "paused":
+            self._paused.setdefault(address, time.monotonic())
+        else:
+            self._paused.pop(address, None)
+        if status.startswith("closing"):
+            self._closing.add(address)
+        else:
+            self._closing.discard(address)
+
+    def _note_over_memory(self, address: str, memory_bytes: int) -> None:
+        """A nanny ends a worker for its memory. The worker may be removed already, or be so soon."""
+        if address in self._workers:
+            self._over_memory[address] = memory_bytes
+            return
+        for death in reversed(self._troubles):
+            if death.kind == "died" and death.worker.address == address:
+                death.over_memory_bytes = memory_bytes
+                death.change = self._next_change()
+                return
+
+    def _note_removal(self, event: dict[str, Any]) -> None:
+        address = event["worker"]
+        worker = self._workers.pop(address, None)
+        self._paused.pop(address, None)
+        over_memory_bytes = self._over_memory.pop(address, 0)
+        # What was told to end says that it is closing before it does, be it told by us, a user or its nanny.
+        is_closing = address in self._closing and not over_memory_bytes
+        self._closing.discard(address)
+        if worker is None or event["expected"] or is_closing:
+            return
+        death = self._new("died", worker)
+        death.over_memory_bytes = over_memory_bytes
+        death.tasks = event["processing-tasks"]
+        death.lost = tuple(sorted(map(str, event["lost-scattered-tasks"])))
+        failed = [task for task in map(self._scheduler.tasks.get, death.tasks) if self._is_given_up(task)]
+        death.run_again = len(death.tasks) + len(event["lost-computed-tasks"]) - len(failed)
+        kinds: dict[str, list[Any]] = {}
+        for task in failed:
+            kinds.setdefault(task.prefix.name, []).append(task.key)
+        death.given_up = tuple(
+            {"key": min(keys, key=str), "n": len(keys), "total": self._counted(("given up", kind), len(keys))}
+            for kind, keys in kinds.items()
+        )
+
+    def _is_given_up(self, task: Any) -> bool:
+        return task is not None and task.state == "erred" and task.suspicious > self._scheduler.allowed_failures
+
+    def _new(self, kind: str, worker: Any) -> _Trouble:
+        self._count += 1
+        nth, of_worker = self._counted(kind), self._counted((kind, worker.name))
+        trouble = _Trouble(self._count, kind, worker, nth, of_worker, self._next_change())
+        self._troubles.append(trouble)
+        return trouble
+
+    def _next_change(self) -> int:
+        self._changes += 1
+        return self._changes
+
+    def _counted(self, what: Any, by: int = 1) -> int:
+        """How many there were of something, with `by` more now, since it was last quiet for long."""
+        now = time.monotonic()
+        count, at = self._counts.get(what, (0, now))
+        self._counts[what] = (count if now - at < _QUIET_S else 0) + by, now
+        if len(self._counts) > 10 * _KEPT:
+            self._counts = {key: (n, at) for key, (n, at) in self._counts.items() if now - at < _QUIET_S}
+        return self._counts[what][0]
