@@ -124,10 +124,11 @@ class Launches:
             self._journal.update(intend)
             if intent.n <= 0:
                 return Launched()
-            launched = self._pool.launch(intent.n, options=self.settings.launch_options, **self._request(role))
+            request = self._request(role)
+            launched = self._pool.launch(intent.n, options=self.settings.launch_options, **request)
             self.suspects |= set(launched.suspects)
             self._refusals += [(role, words) for words in launched.refusals]
-            self._write_down(role, intent, launched, automatic, requested)
+            self._write_down(intent, request, launched, automatic, requested)
             return launched
         finally:
             with self._changed:
@@ -135,12 +136,25 @@ class Launches:
                 self._changed.notify_all()
 
     def _write_down(
-        self, role: Role, intent: Launch, launched: Launched, automatic: bool, requested: int | None
+        self, intent: Launch, request: dict[str, Any], launched: Launched, automatic: bool, requested: int | None
     ) -> None:
         """Put what a launch call came to in the place of the intent."""
         ids = [info.id for info in launched.sessions] + list(launched.strays)
         app_urls = {info.id: info.app_url for info in launched.sessions}
-        new = tuple(self._session_record(session, role, app_urls.get(session), automatic) for session in ids)
+        new = tuple(
+            SessionRecord(
+                id=session,
+                role=intent.role,
+                cpu=request["cpu"],
+                memory_gib=request["memory_gib"],
+                gpu=request["gpu"],
+                launched_at=time.time(),
+                launched_from=self._pool.platform.session,
+                app_url=app_urls.get(session),
+                automatic=automatic,
+            )
+            for session in ids
+        )
 
         def account(record: Record) -> Record:
             others = tuple(session for session in record.sessions if session.id not in ids)  # adopted meanwhile
@@ -168,33 +182,23 @@ class Launches:
         return sum(map(is_planned, record.sessions)) + sum(in_flight)
 
     def _request(self, role: Role) -> dict[str, Any]:
+        """What a launch call asks for, for each session."""
         settings, folder = self.settings, self._journal.folder
         if role == "scheduler":
-            code = shell_lines.scheduler_line(settings, self._pool.platform.scheduler_port)
             return {
-                **self._size(role),
-                "code": code,
+                "cpu": settings.scheduler_cpu,
+                "memory_gib": settings.scheduler_memory_gib,
+                "gpu": 0,
+                "code": shell_lines.scheduler_line(settings, self._pool.platform.scheduler_port),
                 "env": shell_lines.scheduler_environment(settings, folder),
             }
-        code = shell_lines.worker_line(settings)
-        return {**self._size(role), "code": code, "env": shell_lines.worker_environment(settings, folder)}
-
-    def _size(self, role: Role) -> dict[str, Any]:
-        settings = self.settings
-        if role == "scheduler":
-            return {"cpu": settings.scheduler_cpu, "memory_gib": settings.scheduler_memory_gib, "gpu": 0}
-        return {"cpu": settings.cpu, "memory_gib": settings.memory_gib, "gpu": settings.gpu}
-
-    def _session_record(self, session: str, role: Role, app_url: str | None, automatic: bool) -> SessionRecord:
-        return SessionRecord(
-            id=session,
-            role=role,
-            **self._size(role),
-            launched_at=time.time(),
-            launched_from=self._pool.platform.session,
-            app_url=app_url,
-            automatic=automatic,
-        )
+        return {
+            "cpu": settings.cpu,
+            "memory_gib": settings.memory_gib,
+            "gpu": settings.gpu,
+            "code": shell_lines.worker_line(settings),
+            "env": shell_lines.worker_environment(settings, folder),
+        }
 
 
 def _check_goes_on(record: Record) -> None:
