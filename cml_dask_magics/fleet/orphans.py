@@ -59,10 +59,7 @@ class Orphans:
         # Ours to see end only if our listing shows it; of others its silence proves nothing.
         mine, live = self._pool.platform.session, self._live()
         new = tuple(
-            replace(
-                session_record(record, session, "scheduler" if session == scheduler else "worker"),
-                launched_from=mine if session in live else "",
-            )
+            replace(session_record(record, session, scheduler), launched_from=mine if session in live else "")
             for session in sorted(ids)
         )
 

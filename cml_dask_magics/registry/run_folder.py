@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from cml_dask_magics.model.record import Launch, Owner, Record, Role, SessionRecord, record_from_json
+from cml_dask_magics.model.record import Launch, Owner, Record, SessionRecord, record_from_json
 from cml_dask_magics.registry.files import known, remove, write_private
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def make_run(run: Path) -> None:
 def close_run(root: Path, run: Path) -> None:
     """Remove what sessions need to start, the secrets too; what they printed stays.
 
-    Without its scheduler file a session that starts late ends at once (see `commands`).
+    Without its scheduler file a session that starts late ends at once (see `fleet.shell_lines`).
 
     Parameters
     ----------
@@ -118,8 +118,7 @@ def salvaged_record(name: str, run: Path | None) -> Record:
         claimed = Record(name, token, "", time.time(), _NOBODY, settings={}, requested=0)
     scheduler = scheduler_session(run)
     sessions = tuple(
-        replace(session_record(claimed, session, "scheduler" if session == scheduler else "worker"), salvaged=True)
-        for session in session_logs(run / LOGS)
+        replace(session_record(claimed, session, scheduler), salvaged=True) for session in session_logs(run / LOGS)
     )
     return replace(
         claimed,
@@ -136,15 +135,24 @@ def unknown_launches(record: Record) -> Launch:
     return Launch(secrets.token_hex(4), "worker", 0, record.created_at, _NOBODY, answered=True)
 
 
-def session_record(record: Record, session: str, role: Role) -> SessionRecord:
-    """The record of a session that nobody has answered for, as the cluster's settings say that it must be."""
-    prefix = "scheduler_" if role == "scheduler" else ""
+def session_record(record: Record, session: str, scheduler: str) -> SessionRecord:
+    """The record of a session that no launch call returned, sized by the cluster's settings.
+
+    Parameters
+    ----------
+    record : Record
+        The cluster's.
+    session, scheduler : str
+        Ids of the session, and of the session in which the scheduler runs.
+    """
+    is_scheduler = session == scheduler
+    prefix = "scheduler_" if is_scheduler else ""
     return SessionRecord(
         id=session,
-        role=role,
+        role="scheduler" if is_scheduler else "worker",
         cpu=record.settings.get(f"{prefix}cpu", 0),
         memory_gib=record.settings.get(f"{prefix}memory_gib", 0),
-        gpu=0 if prefix else record.settings.get("gpu", 0),
+        gpu=0 if is_scheduler else record.settings.get("gpu", 0),
         launched_at=time.time(),
         launched_from=record.owner.session,
     )
