@@ -32,6 +32,7 @@ from cml_dask_magics.registry.kernels import this_kernel
 from cml_dask_magics.registry.liveness import Liveness, answers, liveness, scheduler_address
 from cml_dask_magics.registry.registry import GoneError, Registry, RegistryError
 from cml_dask_magics.registry.run_folder import FORMER_SCHEDULER_FILE, LOG_SUFFIX, LOGS, SCHEDULER_FILE, read_tail
+from cml_dask_magics.registry.start_times import usual_start_s
 
 Change = Callable[[Record], Record]
 
@@ -78,7 +79,7 @@ class Fleet:
         self.orphans = Orphans(self.journal, pool, self.launches, times)
         self.notes: tuple[str, ...] = ()
         # Read once: a start that is under way does not change what is usual.
-        self.usual_start_s = registry.usual_start_s(record.backend)
+        self.usual_start_s = usual_start_s(registry.directory, record.backend)
         self._infos: dict[str, SessionInfo] = {}
         self._lost: dict[str, SessionRecord] = {}
         self._unwatch: Callable[[], None] | None = None
@@ -345,13 +346,12 @@ class Fleet:
 
     def _see_the_scheduler_end(self, record: Record, address: str | None, deadline: float) -> None:
         """Proof for sessions that our listing does not show: workers end with their scheduler, so it must be silent."""
-        visible = set(self.visible())
-        schedulers = [session.id for session in record.sessions if session.role == "scheduler"]
-        if address is None or visible.issuperset(session.id for session in record.sessions):
+        if address is None or {session.id for session in record.sessions} <= set(self.visible()):
             return
+        scheduler = record.scheduler.id if record.scheduler is not None else "of its scheduler"
         while answers(address, timeout_s=1.0):
             if time.monotonic() > deadline:
-                raise StillUpError(self._still_up(dict.fromkeys(schedulers, f"it still answers at {address}")))
+                raise StillUpError(self._still_up({scheduler: f"it still answers at {address}"}))
             time.sleep(0.2)
 
     def _still_up(self, left: Mapping[str, str]) -> str:

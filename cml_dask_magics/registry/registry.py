@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import secrets
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,8 +37,8 @@ from cml_dask_magics.registry.run_folder import (
 LEASE_FILE = "lease.json"
 _RECORD_FILE, _MENDED_FILE, _LOCK_FILE = "record.json", ".mended", "lock"
 _KEPT_RUNS = 10
-_KEPT_STARTS = 10
 _LOCK_TRIES = 100
+_DELETED = "it was deleted"
 # Why a file cannot be opened, where asking again changes nothing; other reasons may be a network's passing weakness.
 _UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 
@@ -129,30 +127,17 @@ class Registry:
             The record as the caller last saw it.
         """
         path = self._record_path(name)
-        try:
-            return record_from_json(path.read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            reason = "it was deleted"
-            if not self._open_runs(name):
-                return None
-        except OSError as error:
-            if error.errno not in _UNREADABLE:
-                raise self._unusable(error) from error
-            reason = f"it could not be read: {error.strerror}"
-        except ValueError as error:  # UnicodeDecodeError is one
-            reason = f"it could not be read: {error}"
+        found = self._load(path)
+        if isinstance(found, Record):
+            return found
+        if found == _DELETED and not self._open_runs(name):
+            return None
         with self.exclusive(name):
-            try:  # another kernel may have mended it meanwhile
-                return record_from_json(path.read_text())
-            except (FileNotFoundError, NotADirectoryError):
-                runs = self._open_runs(name)
-                return self._mend(name, reason, known, runs) if runs else None
-            except ValueError:
-                return self._mend(name, reason, known, self._runs(name))
-            except OSError as error:
-                if error.errno not in _UNREADABLE:
-                    raise self._unusable(error) from error
-                return self._mend(name, reason, known, self._runs(name))
+            found = self._load(path)  # another kernel may have mended it meanwhile
+            if isinstance(found, Record):
+                return found
+            runs = self._open_runs(name) if found == _DELETED else self._runs(name)
+            return self._mend(name, found, known, runs) if runs or found != _DELETED else None
 
     def claim(self, record: Record, fill: Callable[[Path], None] = lambda _: None) -> Path:
         """Take a name for a new cluster, exclusively, with everything the record says.
@@ -262,25 +247,6 @@ class Registry:
                 with contextlib.suppress(OSError):
                     remove_run(self.state_directory, run)
 
-    def note_start(self, backend: str, took_s: float) -> None:
-        """Remember how long a start took; the next one's estimate comes of the last ten."""
-        starts = self._starts()
-        starts[backend] = [*starts.get(backend, []), round(took_s, 1)][-_KEPT_STARTS:]
-        with contextlib.suppress(OSError):  # an estimate is no reason to fail
-            write_private(self.directory / "starts.json", json.dumps(starts))
-
-    def usual_start_s(self, backend: str) -> float | None:
-        """How many seconds starts on a platform usually took, their median; None if there were none."""
-        known = self._starts().get(backend)
-        return statistics.median(known) if known else None
-
-    def _starts(self) -> dict[str, list[float]]:
-        try:
-            starts = json.loads((self.directory / "starts.json").read_text())
-            return {str(backend): [float(took_s) for took_s in known] for backend, known in starts.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
-            return {}
-
     def logged_sessions(self, record: Record) -> set[str]:
         """Ids of the sessions that have started to print for this cluster: proof that they are its own."""
         return set(session_logs(self.run_folder(record) / LOGS))
@@ -295,15 +261,21 @@ class Registry:
 
     def _is_older(self, name: str) -> bool:
         """Whether an older release left a record of that name; whatever else is there is the user's."""
+        record = self._load(self.state_directory / "clusters" / name / _RECORD_FILE)
+        return isinstance(record, Record) and record.name == name
+
+    def _load(self, path: Path) -> Record | str:
+        """The record in a file, or why there is none, in words."""
         try:
-            record = record_from_json((self.state_directory / "clusters" / name / _RECORD_FILE).read_text())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return False
+            return record_from_json(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return _DELETED
         except OSError as error:
             if error.errno not in _UNREADABLE:
                 raise self._unusable(error) from error
-            return False
-        return record.name == name
+            return f"it could not be read: {error.strerror}"
+        except ValueError as error:  # UnicodeDecodeError is one
+            return f"it could not be read: {error}"
 
     @staticmethod
     def _names_in(root: Path) -> list[str]:
