@@ -90,7 +90,7 @@ def listed(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def known(*names: str) -> re.Pattern[str]:
+def named(*names: str) -> re.Pattern[str]:
     """The pattern of files of these names, and of the drafts that a kernel leaves which is killed writing one."""
     any_name = "|".join(map(re.escape, names))
     return re.compile(rf"(?:{any_name})|\.(?:{any_name})\.[0-9a-f]{{8}}")

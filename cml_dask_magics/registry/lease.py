@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 from cml_dask_magics.model.record import Owner
 from cml_dask_magics.model.times import USUAL, Times
-from cml_dask_magics.registry.files import known, remove, write_private
+from cml_dask_magics.registry.files import named, remove, write_private
 from cml_dask_magics.registry.kernels import kernel_may_live
 from cml_dask_magics.registry.registry import LEASE_FILE, Registry
 
@@ -84,7 +84,7 @@ class Lease:
         with contextlib.suppress(OSError), self._registry.exclusive(self._name):
             held = self._read()
             if held is not None and held.holder == self._holder:
-                remove(self._registry.state_directory, self._path.parent, known(LEASE_FILE))
+                remove(self._registry.state_directory, self._path.parent, named(LEASE_FILE))
 
     def _is_over(self, held: _Held, now: float) -> bool:
         if held != self._seen:

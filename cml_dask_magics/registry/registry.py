@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cml_dask_magics.model.record import NAME, Record, record_from_json, record_to_json
 from cml_dask_magics.model.settings import PRIVATE_FOLDER
-from cml_dask_magics.registry.files import create_private, known, listed, make_folder, remove, write_private
+from cml_dask_magics.registry.files import create_private, listed, make_folder, named, remove, write_private
 from cml_dask_magics.registry.run_folder import (
     CLAIM_FILE,
     LOGS,
@@ -233,9 +233,9 @@ class Registry:
                 # Not one that was started since; and what is there now, where nothing was, is of a claim under way.
                 if current.token == record.token if current is not None else alone:
                     # As soon as the record is gone the name is free; who takes it waits for the lock, which goes last.
-                    gone = [known(LEASE_FILE, _MENDED_FILE), known(_LOCK_FILE)]
+                    gone = [named(LEASE_FILE, _MENDED_FILE), named(_LOCK_FILE)]
                     if current is not None:
-                        gone.insert(0, known(_RECORD_FILE))
+                        gone.insert(0, named(_RECORD_FILE))
                     remove(self.state_directory, folder, *gone, and_folder=True)
         except OSError as error:
             raise self._unusable(error) from error

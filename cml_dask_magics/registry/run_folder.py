@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cml_dask_magics.model.record import Launch, Owner, Record, SessionRecord, record_from_json
-from cml_dask_magics.registry.files import known, remove, write_private
+from cml_dask_magics.registry.files import named, remove, write_private
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ MARK = ".cml-dask-magics"
 _RUN_FOLDER = re.compile(r"([A-Za-z0-9_-]{1,40})-[0-9a-f]{8}")
 # All that is put beside the logs; `certificates` writes the certificates.
 _NAMES = (CLAIM_FILE, SCHEDULER_FILE, FORMER_SCHEDULER_FILE, SCHEDULER_SESSION_FILE, SESSION_DATA, SESSION_PROGRAM)
-_FILES = known(*_NAMES, "ca.pem", "cert.pem", "key.pem")
+_FILES = named(*_NAMES, "ca.pem", "cert.pem", "key.pem")
 _LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)" + re.escape(LOG_SUFFIX))
 _TAIL_BYTES = 65536
 _NOBODY = Owner("", "", 0)
@@ -96,7 +96,7 @@ def remove_run(root: Path, run: Path) -> None:
     """Remove a run folder of an ended cluster with the logs in it, but for what others have put there."""
     remove(root, run / LOGS, _LOG, and_folder=True)
     if set(remove(root, run, _FILES)) <= {MARK}:
-        remove(root, run, known(MARK), and_folder=True)
+        remove(root, run, named(MARK), and_folder=True)
 
 
 def salvaged_record(name: str, run: Path | None) -> Record:
