@@ -1,4 +1,4 @@
-"""Puts one `ClusterStatus` together from what the record, the platform's listing and the scheduler know."""
+"""Makes a `ClusterStatus` from the record, the platform's listing and the scheduler's figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def snapshot(
     history: Sequence[Sample] = (),
     peak_memory_bytes: int = 0,
 ) -> ClusterStatus:
-    """One cluster at this moment.
+    """The cluster's status.
 
     Parameters
     ----------
@@ -32,14 +32,14 @@ def snapshot(
         Its sessions.
     state : ClusterState
     workers : mapping
-        What the scheduler says of each connected worker, by address.
+        The connected workers by address.
     scheduler_address : str, optional
-        Where the scheduler is connected; None while it is not.
+        None while the scheduler is not connected.
     dashboard_link, read_only_link : str, optional
     idle_s : float, optional
         Seconds since the cluster last worked.
     history : sequence of Sample, optional
-        What was seen of the last minutes, oldest first.
+        The last minutes, oldest first.
     peak_memory_bytes : int, optional
     """
     record = fleet.record
@@ -92,13 +92,13 @@ def _session_status(
 
 
 def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
-    """Where a browser of the user finds the dashboard; empty while that is not known.
+    """The dashboard's address for the user's browser; empty while it is not known.
 
     Parameters
     ----------
     fleet : Fleet
     dasks_own : str
-        What ``distributed.dashboard.link`` in Dask's configuration makes of the scheduler's address.
+        Dask's address, by ``distributed.dashboard.link`` in its configuration.
     """
     scheduler, platform = fleet.record.scheduler, fleet.pool.platform
     if scheduler is None or not scheduler.app_url:
@@ -111,7 +111,7 @@ def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
 
 
 def read_only_link(fleet: Fleet) -> str | None:
-    """The platform's other address of what a session serves on ``CDSW_READONLY_PORT``, by its documentation."""
+    """The platform's second, read-only address of the dashboard, built as its documentation says."""
     scheduler, domain = fleet.record.scheduler, fleet.pool.platform.domain
     return f"https://read-only-{scheduler.id}.{domain}/status" if scheduler is not None and domain else None
 
