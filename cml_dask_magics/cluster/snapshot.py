@@ -12,6 +12,8 @@ from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
 from cml_dask_magics.model.record import SessionRecord
 from cml_dask_magics.model.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus
 
+_NO_FIGURES = WorkerFigures("", 0, 0, 0.0, 0, 0, 0)
+
 
 def snapshot(
     fleet: Fleet,
@@ -58,7 +60,9 @@ def snapshot(
         idle_s=idle_s,
         scheduler=_session_status(fleet, scheduler, scheduler_address) if scheduler is not None else None,
         workers=tuple(
-            _session_status(fleet, session, addresses.get(session.id), workers.get(addresses.get(session.id, "")))
+            _session_status(
+                fleet, session, addresses.get(session.id), workers.get(addresses.get(session.id, ""), _NO_FIGURES)
+            )
             for session in sessions
         ),
         dashboard_link=dashboard_link,
@@ -74,7 +78,7 @@ def snapshot(
 
 
 def _session_status(
-    fleet: Fleet, session: SessionRecord, address: str | None, worker: WorkerFigures | None = None
+    fleet: Fleet, session: SessionRecord, address: str | None, worker: WorkerFigures = _NO_FIGURES
 ) -> SessionStatus:
     return SessionStatus(
         session=session.id,
@@ -82,12 +86,12 @@ def _session_status(
         state_since=utc(session.running_at or session.launched_at),
         ip_address=fleet.ip_address(session) or (_host(address) if address else None),
         address=address,
-        nthreads=worker.nthreads if worker else 0,
-        cpu_percent=worker.cpu_percent if worker else 0.0,
-        memory_bytes=worker.memory_bytes if worker else 0,
-        memory_limit_bytes=worker.memory_limit_bytes if worker else 0,
-        spilled_bytes=worker.spilled_bytes if worker else 0,
-        executing=worker.executing if worker else 0,
+        nthreads=worker.nthreads,
+        cpu_percent=worker.cpu_percent,
+        memory_bytes=worker.memory_bytes,
+        memory_limit_bytes=worker.memory_limit_bytes,
+        spilled_bytes=worker.spilled_bytes,
+        executing=worker.executing,
     )
 
 
