@@ -306,7 +306,7 @@ def _make_setup() -> Any:
 def _read(answer: Any) -> _News:
     """A message of the feed; the scheduler may answer with an error instead."""
     if not isinstance(answer, Mapping) or "changed" not in answer:
-        raise OSError(f"the scheduler does not tell of its workers: {answer!r:.300}")
+        raise OSError(f"the scheduler did not send the figures of its workers: {answer!r:.300}")
     changed = {
         address: WorkerFigures(str(name), nthreads, limit, cpu, memory_mib << 20, spilled_mib << 20, executing)
         for address, (name, nthreads, limit, cpu, memory_mib, spilled_mib, executing) in answer["changed"].items()
