@@ -1,7 +1,7 @@
-"""What runs in the scheduler's process: it tells figures and troubles of its workers.
+"""What runs in the scheduler's process: it reports figures and troubles of its workers.
 
-The scheduler's session need not have this package: what it runs is sent by value. So this module imports nothing of
-ours, and `as_sent` is how it travels.
+The scheduler's session need not have this package: `as_sent` pickles these functions by value. So this module imports
+no other one of the package.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from typing import Any
 import cloudpickle
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-# What is there already stays when a later kernel connects, so it must change with what it tells.
+# A running scheduler keeps the plugin that the first kernel sent: change this name with what the plugin reports.
 PLUGIN = "cml-dask-magics troubles 1"
 
-_KEPT = 100  # troubles, and deaths that a task can be given up for
+KEPT = 100
+"""How many troubles are kept: the latest ones."""
+
 _PAUSED_S = 2.0  # a worker that pauses for less has spilled in time
-_QUIET_S = 600.0  # after this long without a trouble of a kind, they are counted afresh
+_QUIET_S = 600.0  # after this long without any of a kind, troubles are counted from 1 again
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # of the user's code, nothing changes
 
 
 def as_sent(function: Callable[..., Any]) -> bytes:
-    """A function of this module, for a scheduler that need not have it."""
+    """A function of this module, pickled for a scheduler that may not have this package."""
     return bytes(cloudpickle.dumps(function))
 
 
-# Only this module: what the user sends goes as ever.
-cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-def remember(scheduler: Any) -> dict[str, Any]:
-    """Begin a feed: what it has told so far. From the first one on, the scheduler takes note of troubles."""
+def setup(scheduler: Any) -> dict[str, Any]:
+    """What a feed has sent, as it begins. From the first feed on, the scheduler notes troubles."""
     if PLUGIN not in scheduler.plugins:
         scheduler.add_plugin(Troubles(scheduler), name=PLUGIN)
     return {"figures": {}, "troubles": 0}
 
 
-def tell(scheduler: Any, told: dict[str, Any]) -> dict[str, Any]:
-    """What is new since this feed told last."""
-    figures_told = told["figures"]
+def report(scheduler: Any, sent: dict[str, Any]) -> dict[str, Any]:
+    """What has changed since the feed's last message."""
+    figures_sent = sent["figures"]
     changed = {}
     for address, worker in scheduler.workers.items():
         metrics = worker.metrics
         tasks = metrics.get("task_counts", {})
-        # Per cent and MiB: what nobody could see on the screen is not news.
+        # Whole per cent and MiB: smaller changes do not show on the screen.
         figures = (
             worker.name,
             worker.nthreads,
@@ -58,12 +58,12 @@ def tell(scheduler: Any, told: dict[str, Any]) -> dict[str, Any]:
             tasks.get("executing", 0) + tasks.get("long-running", 0),
             worker.status.name == "paused",
         )
-        if figures_told.get(address) != figures:
-            changed[address] = figures_told[address] = figures
-    gone = [address for address in figures_told if address not in scheduler.workers]
+        if figures_sent.get(address) != figures:
+            changed[address] = figures_sent[address] = figures
+    gone = [address for address in figures_sent if address not in scheduler.workers]
     for address in gone:
-        del figures_told[address]
-    troubles, told["troubles"] = scheduler.plugins[PLUGIN].news(told["troubles"])
+        del figures_sent[address]
+    troubles, sent["troubles"] = scheduler.plugins[PLUGIN].news(sent["troubles"])
     since = scheduler.check_idle()
     return {
         "changed": changed,
@@ -137,7 +137,7 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
             address: time.monotonic() for address, worker in self._workers.items() if worker.status.name == "paused"
         }
         self._over_memory: dict[str, int] = {}  # of workers whose removal is still to come
-        self._troubles: deque[_Trouble] = deque(maxlen=_KEPT)
+        self._troubles: deque[_Trouble] = deque(maxlen=KEPT)
         self._count = self._changes = 0
         self._counts: dict[Any, tuple[int, float]] = {}
 
@@ -199,8 +199,7 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
         self._closing.discard(address)
         if worker is None or event["expected"] or is_closing:
             return
-        death = self._new("died", worker)
-        death.over_memory_bytes = over_memory_bytes
+        death = self._new("died", worker, over_memory_bytes)
         death.tasks = event["processing-tasks"]
         death.lost = tuple(sorted(map(str, event["lost-scattered-tasks"])))
         failed = [task for task in map(self._scheduler.tasks.get, death.tasks) if self._is_given_up(task)]
@@ -216,10 +215,12 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
     def _is_given_up(self, task: Any) -> bool:
         return task is not None and task.state == "erred" and task.suspicious > self._scheduler.allowed_failures
 
-    def _new(self, kind: str, worker: Any) -> _Trouble:
+    def _new(self, kind: str, worker: Any, over_memory_bytes: int = 0) -> _Trouble:
         self._count += 1
-        nth, of_worker = self._counted(kind), self._counted((kind, worker.name))
+        alike = kind, bool(over_memory_bytes)
+        nth, of_worker = self._counted(alike), self._counted((alike, worker.name))
         trouble = _Trouble(self._count, kind, worker, nth, of_worker, self._next_change())
+        trouble.over_memory_bytes = over_memory_bytes
         self._troubles.append(trouble)
         return trouble
 
@@ -232,6 +233,6 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
         now = time.monotonic()
         count, at = self._counts.get(what, (0, now))
         self._counts[what] = (count if now - at < _QUIET_S else 0) + by, now
-        if len(self._counts) > 10 * _KEPT:
+        if len(self._counts) > 10 * KEPT:
             self._counts = {key: (n, at) for key, (n, at) in self._counts.items() if now - at < _QUIET_S}
         return self._counts[what][0]

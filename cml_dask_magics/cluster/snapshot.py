@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
@@ -11,8 +12,9 @@ from cml_dask_magics.fleet.shell_lines import session_of
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
 from cml_dask_magics.model.record import SessionRecord
 from cml_dask_magics.model.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus
+from cml_dask_magics.model.trouble import SHOWN_S
 
-_NO_FIGURES = WorkerFigures("", 0, 0, 0.0, 0, 0, 0)
+_NO_FIGURES = WorkerFigures("", 0, 0, 0.0, 0, 0, 0, is_paused=False)
 
 
 def snapshot(
@@ -72,6 +74,7 @@ def snapshot(
         replaces_lost=record.failed_replacements < FAILED_REPLACEMENTS,
         max_workers=fleet.settings.max_workers,
         usual_start_s=fleet.usual_start_s,
+        trouble=_of_late(record.trouble),
         usage=fleet.usage(),
         events=tuple(Event(utc(at), message) for at, message in record.events),
     )
@@ -92,7 +95,13 @@ def _session_status(
         memory_limit_bytes=worker.memory_limit_bytes,
         spilled_bytes=worker.spilled_bytes,
         executing=worker.executing,
+        is_paused=worker.is_paused,
     )
+
+
+def _of_late(trouble: tuple[float, str] | None) -> str:
+    """The sentence of a trouble, as long as it is shown beside the cluster's state."""
+    return trouble[1] if trouble is not None and time.time() - trouble[0] < SHOWN_S else ""
 
 
 def dashboard_link(fleet: Fleet, dasks_own: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Collection, Set
@@ -20,6 +21,9 @@ from cml_dask_magics.model.trouble import (
     is_news_of,
     paused_words,
 )
+
+_NANNYS_WORDS = re.compile(r"Worker process \d+ (was killed by signal \d+|exited with status \d+)")
+_READ_LINES = 50  # a worker that starts anew prints some after them
 
 
 class Troubles:
@@ -90,15 +94,22 @@ class Troubles:
             return record
         if trouble.kind == "paused":
             return _with_sentence(record, trouble, paused_words(trouble), is_news(trouble))
-        words = death_words(trouble, record.name, ended, trouble.worker in connected)
-        if ended and is_news(trouble):  # this says more
+        is_back = trouble.worker in connected
+        words = death_words(trouble, record.name, session, ended, is_back, self._how_it_died(session))
+        if ended:  # this says more
             plain = end_words(session, "worker", ended)
             record = replace(record, events=tuple(event for event in record.events if event[1] != plain))
-        record = _with_sentence(record, trouble, words, is_news(trouble))
+        record = _with_sentence(record, trouble, words, is_event=bool(ended) or is_news(trouble))
         for given_up in trouble.given_up:
-            words = given_up_words(given_up, trouble.limit_bytes, record.name, self._ended_for_memory(given_up))
+            by_platform = self._ended_for_memory(given_up)
+            words = given_up_words(given_up, trouble.limit_bytes, record.name, session, by_platform)
             record = _with_sentence(record, trouble, words, is_news_of(given_up))
         return record
+
+    def _how_it_died(self, session: str) -> str:
+        """How a worker's process ended, as its nanny printed it last."""
+        printed = _NANNYS_WORDS.findall("\n".join(self._fleet.tail(session, _READ_LINES)))
+        return printed[-1] if printed else "died"
 
     def _ended_for_memory(self, given_up: GivenUp) -> int:
         """How many of the workers over which tasks were given up the platform had ended, as it does for memory."""
@@ -121,4 +132,4 @@ def _with_sentence(record: Record, trouble: Trouble, sentence: str, is_event: bo
 
 def _what(sentence: str) -> str:
     """What happened, without figures that differ from one time to the next."""
-    return sentence.partition(";")[0].partition(", with ")[0]
+    return re.split("; |, as |, with ", sentence)[0]

@@ -27,7 +27,7 @@ class GivenUp:
     total : int
         How many of this kind were given up by now.
     workers : tuple of str
-        Names of the workers that died over `key`.
+        Names of the workers that died over `key`, in their order.
     over_memory : int
         How many of these workers their nanny had ended for their memory.
     """
@@ -91,35 +91,41 @@ def is_news_of(given_up: GivenUp) -> bool:
     return given_up.total == given_up.n or _passes_power_of_ten(given_up.total, given_up.n)
 
 
-def death_words(trouble: Trouble, cluster: str, ended: str = "", is_back: bool = False) -> str:
+def death_words(
+    trouble: Trouble, cluster: str, session: str, ended: str = "", is_back: bool = False, how: str = "died"
+) -> str:
     """How a worker died, what that means, and what helps.
 
     Parameters
     ----------
     trouble : Trouble
-    cluster : str
-        The cluster's name.
+    cluster, session : str
+        The cluster's name, and the id of the worker's session.
     ended : str
-        The platform's word for how its session ended; empty if it has not.
+        The platform's word for how the session ended; empty if it has not.
     is_back : bool
         Whether a worker of this name is connected again.
+    how : str
+        What its nanny printed of how the process ended: ``was killed by signal 9``.
     """
     worker, limit = trouble.worker, trouble.limit_bytes
     was_full = 0 < limit <= 2 * trouble.memory_bytes
-    is_for_memory = trouble.over_memory or was_full or (ended == "failed" and trouble.run_again > 0)
+    # What grows fast is ended before its worker has told how much it holds.
+    is_killed = ended == "failed" or (not ended and how.endswith("signal 9"))
+    is_for_memory = trouble.over_memory or was_full or (is_killed and trouble.run_again > 0)
+    as_usual = ", as happens to one that goes over its memory" if is_for_memory and is_killed else ""
     who = "its worker" if ended else "it"
     if ended == "failed":
-        as_usual = ", as it does with one that goes over its memory" if is_for_memory else ""
-        what = f"session {worker} was ended by the platform (failed){as_usual}"
+        what = f"session {session} was ended by the platform (failed){as_usual}"
     elif ended:
-        what = f"session {worker} ended without having been told to ({ended})"
+        what = f"session {session} ended without having been told to ({ended})"
     elif trouble.over_memory:
         what = f"worker {worker} went over its {format_bytes(limit)} and was restarted"
     elif is_back:
-        what = f"worker {worker} died and was restarted"
+        what = f"worker {worker} {how} and was restarted{as_usual}"
     else:
         what = f"worker {worker} is gone"
-    parts = [f"{_nth(trouble, 'death')}{what}"]
+    parts = [what if ended else f"{_nth(trouble, 'death')}{what}"]
     if trouble.memory_bytes and (ended or not trouble.over_memory):
         parts.append(f"{who} held {format_memory(trouble.memory_bytes, limit, ' of ')} when last heard")
     if trouble.run_again:
@@ -127,11 +133,11 @@ def death_words(trouble: Trouble, cluster: str, ended: str = "", is_back: bool =
     if trouble.lost:
         is_lost = "was scattered to it is" if len(trouble.lost) == 1 else "were scattered to it are"
         parts.append(f"{_some(trouble.lost)} that {is_lost} lost for good")
-    helps = _ADVICE if is_for_memory else f"its log may say why (%dask_status {cluster} --logs {worker})"
+    helps = _ADVICE if is_for_memory else f"its log may say why (%dask_status {cluster} --logs {session})"
     return f"{'; '.join(parts)}: {helps}"
 
 
-def given_up_words(given_up: GivenUp, limit_bytes: int, cluster: str, ended: int = 0) -> str:
+def given_up_words(given_up: GivenUp, limit_bytes: int, cluster: str, session: str, ended: int = 0) -> str:
     """Which tasks failed because workers died over them, and what helps.
 
     Parameters
@@ -139,8 +145,8 @@ def given_up_words(given_up: GivenUp, limit_bytes: int, cluster: str, ended: int
     given_up : GivenUp
     limit_bytes : int
         What a worker may hold.
-    cluster : str
-        The cluster's name.
+    cluster, session : str
+        The cluster's name, and the id of the last worker's session.
     ended : int
         How many of the workers died because the platform ended their session, as it does for memory.
     """
@@ -157,8 +163,8 @@ def given_up_words(given_up: GivenUp, limit_bytes: int, cluster: str, ended: int
         why = f"{workers} went over their memory{limit} or were ended by the platform while they ran it"
     else:
         why = f"{workers} went over their memory{limit} while they ran it"
-    last = given_up.workers[-1]
-    helps = _ADVICE if over + ended else f"the log of the last one may say why (%dask_status {cluster} --logs {last})"
+    log = f"the log of the last one may say why (%dask_status {cluster} --logs {session})"
+    helps = _ADVICE if over + ended else log
     return f"{task} failed: {why}: {helps}"
 
 

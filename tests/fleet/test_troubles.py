@@ -125,7 +125,7 @@ def test_a_session_that_the_platform_ended_is_told_once_it_shows(
     assert events(fleet) == [f"session {worker} (worker) ended: failed"]
     troubles.write([died], set())
     words = (
-        f"session {worker} was ended by the platform (failed), as it does with one that goes over its memory; its "
+        f"session {worker} was ended by the platform (failed), as happens to one that goes over its memory; its "
         f"worker held 500 of 600 MiB when last heard; 3 tasks run again: {HELPS}"
     )
     assert events(fleet) == [words]
@@ -142,7 +142,9 @@ def test_the_workers_of_one_session_are_told_as_one(
 
 def test_a_worker_that_comes_back_without_a_word_died(fleet: Fleet, died: Trouble, worker: str) -> None:
     Troubles(fleet).write([died], {worker})
-    assert events(fleet)[0].startswith(f"worker {worker} died and was restarted; it held 500 of 600 MiB when last heard")
+    assert events(fleet)[0].startswith(
+        f"worker {worker} died and was restarted; it held 500 of 600 MiB when last heard"
+    )
 
 
 def test_a_worker_of_which_nothing_comes_to_be_known_is_told_in_the_end(

@@ -35,14 +35,14 @@ ENDED = "session ab12 was ended by the platform (failed)"
             DIED,
             "failed",
             False,
-            f"{ENDED}, as it does with one that goes over its memory; its worker held 1.5 of 1.6 GiB when last heard; "
+            f"{ENDED}, as happens to one that goes over its memory; its worker held 1.5 of 1.6 GiB when last heard; "
             f"3 tasks run again: {HELPS}",
         ),
         (
             replace(LITTLE, run_again=1),  # tasks may grow faster than their worker tells
             "failed",
             False,
-            f"{ENDED}, as it does with one that goes over its memory; its worker held 102 MiB of 1.6 GiB when last "
+            f"{ENDED}, as happens to one that goes over its memory; its worker held 102 MiB of 1.6 GiB when last "
             f"heard; 1 task runs again: {HELPS}",
         ),
         (
@@ -82,8 +82,8 @@ ENDED = "session ab12 was ended by the platform (failed)"
             replace(OVER, run_again=0, lost=("a", "b", "c")),
             "",
             False,
-            "worker ab12 went over its 1.6 GiB and was restarted; 'a' and 2 more that were scattered to it are lost for "
-            f"good: {HELPS}",
+            "worker ab12 went over its 1.6 GiB and was restarted; 'a' and 2 more that were scattered to it are lost "
+            f"for good: {HELPS}",
         ),
         (
             replace(OVER, nth=10, run_again=0),
@@ -94,7 +94,7 @@ ENDED = "session ab12 was ended by the platform (failed)"
     ],
 )
 def test_a_death_is_said_with_what_is_known_of_it(trouble: Trouble, ended: str, is_back: bool, words: str) -> None:
-    assert death_words(trouble, "x", ended, is_back) == words
+    assert death_words(trouble, "x", "ab12", ended, is_back) == words
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_a_death_is_said_with_what_is_known_of_it(trouble: Trouble, ended: str, 
         (
             replace(FAILED, over_memory=1),
             3,
-            "task 'grow-12' failed: 4 workers went over their memory (1.6 GiB) or were ended by the platform while they "
-            f"ran it: {HELPS}",
+            "task 'grow-12' failed: 4 workers went over their memory (1.6 GiB) or were ended by the platform while "
+            f"they ran it: {HELPS}",
         ),
         (
             replace(FAILED, over_memory=2),
@@ -121,13 +121,13 @@ def test_a_death_is_said_with_what_is_known_of_it(trouble: Trouble, ended: str, 
         (
             replace(FAILED, over_memory=0),
             0,
-            "task 'grow-12' failed: 4 workers died while they had it: the log of the last one may say why (%dask_status "
-            "x --logs cd34)",
+            "task 'grow-12' failed: 4 workers died while they had it: the log of the last one may say why "
+            "(%dask_status x --logs cd34)",
         ),
     ],
 )
 def test_a_task_that_failed_is_said_with_the_deaths_over_it(given_up: GivenUp, ended: int, words: str) -> None:
-    assert given_up_words(given_up, LIMIT, "x", ended) == words
+    assert given_up_words(given_up, LIMIT, "x", "cd34", ended) == words
 
 
 def test_a_paused_worker_is_said_with_what_it_waits_for() -> None:
