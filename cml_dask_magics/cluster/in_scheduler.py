@@ -22,7 +22,7 @@ PLUGIN = "cml-dask-magics troubles 1"
 KEPT = 100
 """How many troubles are kept: the latest ones."""
 
-_PAUSED_S = 2.0  # a worker that pauses for less has spilled in time
+_LASTING_S = 2.0  # a worker that is paused for less has spilled in time
 _QUIET_S = 600.0  # after this long without any of a kind, troubles are counted from 1 again
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # of the user's code, nothing changes
@@ -73,6 +73,24 @@ def report(scheduler: Any, sent: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _is_stuck(worker: Any) -> bool:
+    """Whether a paused worker runs nothing, and holds mostly what Dask can neither spill nor free."""
+    metrics = worker.metrics
+    tasks = metrics.get("task_counts", {})
+    is_busy = tasks.get("executing", 0) + tasks.get("long-running", 0) > 0
+    return not is_busy and 2 * _unmanaged_bytes(worker) > (worker.memory_limit or 0)
+
+
+def _unmanaged_bytes(worker: Any) -> int:
+    in_memory = _managed_bytes(worker) - worker.metrics.get("spilled_bytes", {}).get("memory", 0)
+    return max(0, int(worker.metrics.get("memory", 0) - in_memory))
+
+
+def _managed_bytes(worker: Any) -> int:
+    """The data of Dask's that a worker holds, in memory and on disk."""
+    return int(worker.metrics.get("managed_bytes", 0))
+
+
 @dataclass
 class _Trouble:
     """A trouble as it is noted here; `as_told` is what `cml_dask_magics.model.trouble.Trouble` is made of."""
@@ -84,6 +102,9 @@ class _Trouble:
     nth_of_worker: int
     change: int  # when it was last changed, in changes of all troubles
     at: float = field(default_factory=time.time)
+    unmanaged_bytes: int = 0
+    managed_bytes: int = 0
+    others_bytes: int = 0
     over_memory_bytes: int = 0  # what the nanny saw when it ended the worker; 0 if it did not
     tasks: set[Any] = field(default_factory=set)  # keys that the worker had to compute
     run_again: int = 0
@@ -111,6 +132,9 @@ class _Trouble:
             "worker": str(self.worker.name),
             "memory_bytes": self.over_memory_bytes or self.worker.metrics.get("memory", 0),
             "limit_bytes": self.worker.memory_limit or 0,
+            "unmanaged_bytes": self.unmanaged_bytes,
+            "managed_bytes": self.managed_bytes,
+            "others_bytes": self.others_bytes,
             "nth": self.nth,
             "nth_of_worker": self.nth_of_worker,
             "over_memory": bool(self.over_memory_bytes),
@@ -121,7 +145,7 @@ class _Trouble:
 
 
 class Troubles(SchedulerPlugin):  # type: ignore[misc]
-    """Takes note of workers that die without having been told to, or stay paused.
+    """Notes workers that die without having been told to, stay paused, or hold most of the data.
 
     Parameters
     ----------
@@ -132,10 +156,12 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
         self._scheduler = scheduler
         self._workers = dict(scheduler.workers)
         self._closing: set[str] = set()
-        # Since when; None once it is a trouble.
-        self._paused: dict[str, float | None] = {
+        # Since when; and what was said of it by now.
+        self._paused: dict[str, float] = {
             address: time.monotonic() for address, worker in self._workers.items() if worker.status.name == "paused"
         }
+        self._said: dict[str, str] = {}
+        self._crowded: tuple[str, float, bool] | None = None  # which worker, since when, and whether that is told
         self._over_memory: dict[str, int] = {}  # of workers whose removal is still to come
         self._troubles: deque[_Trouble] = deque(maxlen=KEPT)
         self._count = self._changes = 0
@@ -160,9 +186,11 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
     def news(self, since: int) -> tuple[list[dict[str, Any]], int]:
         """The troubles that are new, or better known, since a change; and the number of the last change."""
         for address, at in self._paused.items():
-            if at is not None and time.monotonic() - at >= _PAUSED_S:
-                self._paused[address] = None
-                self._new("paused", self._workers[address])
+            kind = "stuck" if _is_stuck(self._workers[address]) else "paused"
+            if time.monotonic() - at >= _LASTING_S and self._said.get(address) not in (kind, "stuck"):
+                self._said[address] = kind
+                self._new(kind, self._workers[address])
+        self._look_for_a_crowded_one()
         if since == self._changes:
             return [], since
         deaths = [trouble for trouble in self._troubles if trouble.kind == "died"]
@@ -172,11 +200,34 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
         if status == "paused":
             self._paused.setdefault(address, time.monotonic())
         else:
-            self._paused.pop(address, None)
+            self._forget_pause(address)
         if status.startswith("closing"):
             self._closing.add(address)
         else:
             self._closing.discard(address)
+
+    def _look_for_a_crowded_one(self) -> None:
+        """See whether one worker spills, while the others together hold less data than it does."""
+        held = {address: _managed_bytes(worker) for address, worker in self._workers.items()}
+        address = max(held, key=lambda each: held[each], default="")
+        others = sum(held.values()) - held.get(address, 0)
+        spills = len(held) > 1 and self._workers[address].metrics.get("spilled_bytes", {}).get("memory", 0) > 0
+        if not spills or held[address] < max(others, 4 * others / (len(held) - 1)):
+            self._crowded = None
+            return
+        now = time.monotonic()
+        before, since, is_told = self._crowded or ("", now, False)
+        if before != address:
+            since, is_told = now, False
+        if not is_told and now - since >= _LASTING_S:
+            trouble = self._new("crowded", self._workers[address])
+            trouble.others_bytes = others // (len(held) - 1)
+            is_told = True
+        self._crowded = address, since, is_told
+
+    def _forget_pause(self, address: str) -> None:
+        self._paused.pop(address, None)
+        self._said.pop(address, None)
 
     def _note_over_memory(self, address: str, memory_bytes: int) -> None:
         """A nanny ends a worker for its memory. The worker may be removed already, or be so soon."""
@@ -192,7 +243,7 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
     def _note_removal(self, event: dict[str, Any]) -> None:
         address = event["worker"]
         worker = self._workers.pop(address, None)
-        self._paused.pop(address, None)
+        self._forget_pause(address)
         over_memory_bytes = self._over_memory.pop(address, 0)
         # What was told to end says that it is closing before it does, be it told by us, a user or its nanny.
         is_closing = address in self._closing and not over_memory_bytes
@@ -221,6 +272,7 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
         nth, of_worker = self._counted(alike), self._counted((alike, worker.name))
         trouble = _Trouble(self._count, kind, worker, nth, of_worker, self._next_change())
         trouble.over_memory_bytes = over_memory_bytes
+        trouble.managed_bytes, trouble.unmanaged_bytes = _managed_bytes(worker), _unmanaged_bytes(worker)
         self._troubles.append(trouble)
         return trouble
 

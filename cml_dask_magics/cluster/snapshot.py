@@ -10,7 +10,7 @@ from cml_dask_magics.cluster.scheduler import WorkerFigures
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.shell_lines import session_of
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
-from cml_dask_magics.model.record import SessionRecord
+from cml_dask_magics.model.record import SessionRecord, TroubleRecord
 from cml_dask_magics.model.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus
 from cml_dask_magics.model.trouble import SHOWN_S
 
@@ -74,7 +74,7 @@ def snapshot(
         replaces_lost=record.failed_replacements < FAILED_REPLACEMENTS,
         max_workers=fleet.settings.max_workers,
         usual_start_s=fleet.usual_start_s,
-        trouble=_of_late(record.trouble),
+        trouble=_current(record.trouble, workers),
         usage=fleet.usage(),
         events=tuple(Event(utc(at), message) for at, message in record.events),
     )
@@ -99,9 +99,13 @@ def _session_status(
     )
 
 
-def _of_late(trouble: tuple[float, str] | None) -> str:
-    """The sentence of a trouble, as long as it is shown beside the cluster's state."""
-    return trouble[1] if trouble is not None and time.time() - trouble[0] < SHOWN_S else ""
+def _current(trouble: TroubleRecord | None, workers: Mapping[str, WorkerFigures]) -> str:
+    """The sentence of a trouble that is to be shown beside the cluster's state; empty if it is over, or long ago."""
+    if trouble is None or time.time() - trouble.at > SHOWN_S:
+        return ""
+    if trouble.paused and trouble.paused not in {worker.name for worker in workers.values() if worker.is_paused}:
+        return ""
+    return trouble.message
 
 
 def dashboard_link(fleet: Fleet, dasks_own: str) -> str:

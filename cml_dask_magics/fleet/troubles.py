@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from cml_dask_magics.fleet.fleet import Fleet, end_words
 from cml_dask_magics.fleet.shell_lines import session_of
-from cml_dask_magics.model.record import Record, SessionRecord
+from cml_dask_magics.model.record import Record, SessionRecord, TroubleRecord
 from cml_dask_magics.model.trouble import (
     SHOWN_S,
     GivenUp,
@@ -19,7 +19,7 @@ from cml_dask_magics.model.trouble import (
     given_up_words,
     is_news,
     is_news_of,
-    paused_words,
+    memory_words,
 )
 
 _NANNYS_WORDS = re.compile(r"Worker process \d+ (was killed by signal \d+|exited with status \d+)")
@@ -76,7 +76,7 @@ class Troubles:
     def _is_clear(self, trouble: Trouble, connected: Set[str]) -> bool:
         """Whether it is known how a worker died, or will not be known any more."""
         fleet = self._fleet
-        if trouble.kind == "paused" or trouble.over_memory or trouble.worker in connected:
+        if trouble.kind != "died" or trouble.over_memory or trouble.worker in connected:
             return True
         if fleet.ended_as(session_of(trouble.worker)):
             return True
@@ -92,8 +92,8 @@ class Troubles:
         ended = self._fleet.ended_as(session)
         if _was_told_to_end(record, on_record) or ended == "stopped":
             return record
-        if trouble.kind == "paused":
-            return _with_sentence(record, trouble, paused_words(trouble), is_news(trouble))
+        if trouble.kind != "died":
+            return _with_sentence(record, trouble, memory_words(trouble), is_news(trouble))
         is_back = trouble.worker in connected
         words = death_words(trouble, record.name, session, ended, is_back, self._how_it_died(session))
         if ended:  # this says more
@@ -122,14 +122,16 @@ def _was_told_to_end(record: Record, session: SessionRecord | None) -> bool:
 
 
 def _with_sentence(record: Record, trouble: Trouble, sentence: str, is_event: bool) -> Record:
-    """The record with a sentence as its latest trouble, and as an event unless one says the same already."""
-    if is_event and not any(
-        _what(message) == _what(sentence) and abs(trouble.at - at) < SHOWN_S for at, message in record.events
-    ):
+    """The record with a sentence as an event and as the trouble that is shown; what is said already is not repeated."""
+    said = [message for at, message in record.events if abs(trouble.at - at) < SHOWN_S]
+    if is_event and _what(sentence) not in map(_what, said):
         record = record.with_event(sentence, trouble.at)
-    return replace(record, trouble=(trouble.at, sentence))
+    elif record.trouble is not None and _what(record.trouble.message) != _what(sentence):  # says more than one more
+        return record
+    paused = trouble.worker if trouble.kind in ("paused", "stuck") else ""
+    return replace(record, trouble=TroubleRecord(trouble.at, sentence, paused))
 
 
 def _what(sentence: str) -> str:
     """What happened, without figures that differ from one time to the next."""
-    return re.split("; |, as |, with ", sentence)[0]
+    return re.split("; |, as ", sentence)[0]

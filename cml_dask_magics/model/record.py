@@ -91,6 +91,25 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class TroubleRecord:
+    """What went wrong with a worker.
+
+    Parameters
+    ----------
+    at : float
+        Seconds since the epoch.
+    message : str
+        One sentence.
+    paused : str
+        The name of a worker; if there is one, this holds as long as it is paused.
+    """
+
+    at: _Moment
+    message: str
+    paused: str = ""
+
+
+@dataclass(frozen=True)
 class Record:
     """All that must be known to find, use and stop a cluster.
 
@@ -109,8 +128,8 @@ class Record:
         Core-seconds, GiB-seconds and GPU-seconds of sessions that ended and left `sessions`.
     events : tuple of (float, str)
         Seconds since the epoch and a sentence, oldest first.
-    trouble : (float, str) or None
-        The last time that something went wrong with a worker, in the same form; not all of these are events.
+    trouble : TroubleRecord or None
+        What went wrong with a worker last; not all of it is an event.
     troubles_written : int
         All troubles of the scheduler up to this number are dealt with.
     """
@@ -132,7 +151,7 @@ class Record:
     gib_s: _Number = 0.0
     gpu_s: _Number = 0.0
     events: tuple[tuple[_Moment, str], ...] = ()
-    trouble: tuple[_Moment, str] | None = None
+    trouble: TroubleRecord | None = None
     troubles_written: int = 0
     version: int = RECORD_VERSION
 

@@ -41,19 +41,25 @@ class GivenUp:
 
 @dataclass(frozen=True)
 class Trouble:
-    """A worker that died without having been told to, or has been paused for its memory.
+    """A worker that died without having been told to, or has too much in its memory to go on well.
 
     Parameters
     ----------
     number : int
         Counts the troubles of one scheduler, from 1.
-    kind : "died" or "paused"
+    kind : "died", "paused", "stuck" or "crowded"
+        Stuck: paused, and without tasks or data of Dask's whose end would free memory. Crowded: it spills, and the
+        others have little.
     at : float
         Seconds since the epoch.
     worker : str
         Its name.
     memory_bytes, limit_bytes : int
         What its process held when the scheduler last heard of it, and what it may hold; 0 for no limit.
+    unmanaged_bytes : int
+        How much of `memory_bytes` is no data of Dask's.
+    managed_bytes, others_bytes : int
+        How much data of Dask's it holds, in memory and on disk; and the others on average.
     nth, nth_of_worker : int
         The how manieth trouble of this kind this is, of all workers and of this one.
     over_memory : bool
@@ -67,11 +73,14 @@ class Trouble:
     """
 
     number: int
-    kind: Literal["died", "paused"]
+    kind: Literal["died", "paused", "stuck", "crowded"]
     at: float
     worker: str
     memory_bytes: int
     limit_bytes: int
+    unmanaged_bytes: int
+    managed_bytes: int
+    others_bytes: int
     nth: int
     nth_of_worker: int
     over_memory: bool = False
@@ -125,7 +134,7 @@ def death_words(
         what = f"worker {worker} {how} and was restarted{as_usual}"
     else:
         what = f"worker {worker} is gone"
-    parts = [what if ended else f"{_nth(trouble, 'death')}{what}"]
+    parts = [what if ended else f"{_nth(trouble, 'death of a worker')}{what}"]
     if trouble.memory_bytes and (ended or not trouble.over_memory):
         parts.append(f"{who} held {format_memory(trouble.memory_bytes, limit, ' of ')} when last heard")
     if trouble.run_again:
@@ -168,12 +177,26 @@ def given_up_words(given_up: GivenUp, limit_bytes: int, cluster: str, session: s
     return f"{task} failed: {why}: {helps}"
 
 
-def paused_words(trouble: Trouble) -> str:
-    """What it means that a worker is paused, and what helps."""
+def memory_words(trouble: Trouble) -> str:
+    """What it means that a worker is paused, stuck or crowded, and what helps."""
     holds = format_memory(trouble.memory_bytes, trouble.limit_bytes, " of ")
+    worker = f"{_nth(trouble, 'such case')}worker {trouble.worker}"
+    if trouble.kind == "crowded":
+        has, limit = format_bytes(trouble.managed_bytes), format_bytes(trouble.limit_bytes)
+        return (
+            f"{worker} holds most of the data; it has {has}, more than fits into its {limit}, and the others have "
+            f"{format_bytes(trouble.others_bytes)} on average: spread it with client.rebalance(), and let Dask choose "
+            "where tasks and scattered data go (no workers=)"
+        )
+    if trouble.kind == "stuck":
+        return (
+            f"{worker} is stuck; it is paused at {holds} and runs nothing, because earlier tasks left "
+            f"{format_bytes(trouble.unmanaged_bytes)} behind, as a leak does, which Dask can neither spill nor free: "
+            "restart it (in the panel, or client.restart()); more memory (--memory) makes it last longer"
+        )
     return (
-        f"{_nth(trouble, 'pause')}worker {trouble.worker} is paused, with {holds} in use: it starts no new tasks until "
-        "it has spilled or freed some; more memory (--memory), smaller pieces or more workers help"
+        f"{worker} is paused; it holds {holds} and starts no new tasks until it has spilled or freed some: give "
+        "workers more memory (--memory) or smaller pieces, or take more workers"
     )
 
 
@@ -183,7 +206,7 @@ def _passes_power_of_ten(count: int, by: int) -> bool:
 
 
 def _nth(trouble: Trouble, noun: str) -> str:
-    return f"the {trouble.nth:,}th {noun} of a worker by now: " if trouble.nth >= 10 else ""
+    return f"the {trouble.nth:,}th {noun} by now: " if trouble.nth >= 10 else ""
 
 
 def _some(names: tuple[str, ...]) -> str:

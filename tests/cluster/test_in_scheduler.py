@@ -169,11 +169,52 @@ def test_a_worker_is_paused_once_it_has_been_for_a_while(
     at(3.0)
     assert news() == []
     scheduler.turn(address, "paused")
+    scheduler.workers[address].metrics["managed_bytes"] = 400 * MIB
     assert news() == []
     at(5.5)
     (trouble,) = news()
     assert (trouble["kind"], trouble["worker"], trouble["nth_of_worker"]) == ("paused", "ab12", 1)
     at(60.0)
+    assert news() == []
+
+
+def test_a_paused_worker_that_nothing_can_free_is_stuck(
+    scheduler: Scheduler, news: Callable[[], list[dict[str, Any]]], at: Callable[[float], None]
+) -> None:
+    address, spills = scheduler.add("ab12"), scheduler.add("cd34")
+    metrics, of_data = scheduler.workers[address].metrics, scheduler.workers[spills].metrics
+    metrics["task_counts"] = {"executing": 1}
+    of_data["managed_bytes"] = 400 * MIB
+    for each in (address, spills):
+        scheduler.turn(each, "paused")
+    at(2.5)
+    assert [(trouble["kind"], trouble["worker"]) for trouble in news()] == [("paused", "ab12"), ("paused", "cd34")]
+    metrics["task_counts"] = {}
+    (trouble,) = news()
+    assert (trouble["kind"], trouble["worker"], trouble["unmanaged_bytes"]) == ("stuck", "ab12", 500 * MIB)
+    metrics["task_counts"] = {"executing": 1}
+    assert news() == []
+
+
+def test_a_worker_that_spills_while_the_others_have_room_is_crowded(
+    scheduler: Scheduler, news: Callable[[], list[dict[str, Any]]], at: Callable[[float], None]
+) -> None:
+    metrics = [scheduler.workers[scheduler.add(name)].metrics for name in ("ab12", "cd34", "ef56")]
+    for each, managed in zip(metrics, (1200 * MIB, 100 * MIB, 0), strict=True):
+        each["managed_bytes"] = managed
+    assert news() == []
+    at(5.0)
+    assert news() == []  # it does not spill
+    metrics[0]["spilled_bytes"] = {"memory": 700 * MIB, "disk": 700 * MIB}
+    assert news() == []
+    at(7.0)
+    (trouble,) = news()
+    assert (trouble["kind"], trouble["worker"]) == ("crowded", "ab12")
+    assert (trouble["managed_bytes"], trouble["others_bytes"]) == (1200 * MIB, 50 * MIB)
+    at(70.0)
+    assert news() == []
+    metrics[1]["managed_bytes"] = metrics[2]["managed_bytes"] = 1000 * MIB  # all are full
+    at(80.0)
     assert news() == []
 
 
@@ -191,7 +232,13 @@ def test_what_is_kept_has_a_bound(scheduler: Scheduler, news: Callable[[], list[
         scheduler.remove(scheduler.add(f"worker{number}"), f"t{number:03}-{number}")
     assert [trouble["number"] for trouble in news()] == list(range(2901, 3001))
     plugin = scheduler.plugins[PLUGIN]
-    assert not plugin._workers and not plugin._over_memory and not plugin._closing and not plugin._paused
+    assert (
+        not plugin._workers
+        and not plugin._over_memory
+        and not plugin._closing
+        and not plugin._paused
+        and not plugin._said
+    )
 
 
 def test_events_of_users_are_none_of_ours(scheduler: Scheduler, news: Callable[[], list[dict[str, Any]]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.memory_platform import Workspace
 
+from cml_dask_magics.cluster.scheduler import WorkerFigures
 from cml_dask_magics.cluster.snapshot import snapshot
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.troubles import Troubles
@@ -66,7 +67,7 @@ def worker(fleet: Fleet) -> str:
 @pytest.fixture
 def died(worker: str) -> Trouble:
     """The first worker died, and nobody knows how yet."""
-    return Trouble(1, "died", time.time(), worker, 500 * MIB, 600 * MIB, nth=1, nth_of_worker=1, run_again=3)
+    return Trouble(1, "died", time.time(), worker, 500 * MIB, 600 * MIB, 0, 0, 0, nth=1, nth_of_worker=1, run_again=3)
 
 
 def events(fleet: Fleet) -> list[str]:
@@ -201,6 +202,19 @@ def test_a_task_that_was_given_up_is_told_with_the_deaths_over_it(
     assert len(events(fleet)) == 2 and events(fleet)[-1] == words == snapshot(fleet, "running", {}).trouble
 
 
-def test_a_paused_worker_is_told(fleet: Fleet, died: Trouble, worker: str) -> None:
+def test_a_pause_is_shown_while_it_lasts(fleet: Fleet, died: Trouble, worker: str) -> None:
     Troubles(fleet).write([replace(died, kind="paused")], {worker})
-    assert events(fleet)[0].startswith(f"worker {worker} is paused, with 500 of 600 MiB in use")
+    assert events(fleet)[0].startswith(f"worker {worker} is paused; it holds 500 of 600 MiB")
+    figures = WorkerFigures(worker, 1, 600 * MIB, 0.0, 500 * MIB, 0, 0, is_paused=True)
+    status = snapshot(fleet, "running", {"tcp://1.2.3.4:5": figures})
+    assert status.trouble == events(fleet)[0]
+    assert [each.is_paused for each in status.workers if each.session == worker] == [True]
+    assert snapshot(fleet, "running", {"tcp://1.2.3.4:5": figures._replace(is_paused=False)}).trouble == ""
+
+
+def test_one_more_of_what_was_said_hides_nothing_that_says_more(fleet: Fleet, died: Trouble, worker: str) -> None:
+    troubles = Troubles(fleet)
+    failed = GivenUp("grow-12", 1, 1, (worker,), over_memory=1)
+    troubles.write([replace(died, over_memory=True, given_up=(failed,))], set())
+    troubles.write([replace(died, number=2, nth=2, nth_of_worker=2, over_memory=True)], set())
+    assert snapshot(fleet, "running", {}).trouble.startswith("task 'grow-12' failed")

@@ -13,12 +13,12 @@ from cml_dask_magics.model.trouble import (
     given_up_words,
     is_news,
     is_news_of,
-    paused_words,
+    memory_words,
 )
 
 GIB = 2**30
 LIMIT = round(1.6 * GIB)
-DIED = Trouble(1, "died", 0.0, "ab12", round(1.5 * GIB), LIMIT, nth=1, nth_of_worker=1, run_again=3)
+DIED = Trouble(1, "died", 0.0, "ab12", round(1.5 * GIB), LIMIT, 0, 0, 0, nth=1, nth_of_worker=1, run_again=3)
 OVER = replace(DIED, over_memory=True)
 LITTLE = replace(DIED, memory_bytes=GIB // 10)
 FAILED = GivenUp("grow-12", 1, 1, ("ab12", "cd34", "ab12", "cd34"), over_memory=4)
@@ -131,9 +131,21 @@ def test_a_task_that_failed_is_said_with_the_deaths_over_it(given_up: GivenUp, e
 
 
 def test_a_paused_worker_is_said_with_what_it_waits_for() -> None:
-    assert paused_words(replace(DIED, kind="paused", memory_bytes=round(1.3 * GIB))) == (
-        "worker ab12 is paused, with 1.3 of 1.6 GiB in use: it starts no new tasks until it has spilled or freed some; "
-        "more memory (--memory), smaller pieces or more workers help"
+    paused = replace(DIED, kind="paused", memory_bytes=round(1.3 * GIB), unmanaged_bytes=round(1.2 * GIB))
+    assert memory_words(paused) == (
+        "worker ab12 is paused; it holds 1.3 of 1.6 GiB and starts no new tasks until it has spilled or freed some: "
+        "give workers more memory (--memory) or smaller pieces, or take more workers"
+    )
+    crowded = replace(paused, kind="crowded", managed_bytes=round(2.4 * GIB), others_bytes=GIB // 10)
+    assert memory_words(crowded) == (
+        "worker ab12 holds most of the data; it has 2.4 GiB, more than fits into its 1.6 GiB, and the others have 102 "
+        "MiB on average: spread it with client.rebalance(), and let Dask choose where tasks and scattered data go (no "
+        "workers=)"
+    )
+    assert memory_words(replace(paused, kind="stuck")) == (
+        "worker ab12 is stuck; it is paused at 1.3 of 1.6 GiB and runs nothing, because earlier tasks left 1.2 GiB "
+        "behind, as a leak does, which Dask can neither spill nor free: restart it (in the panel, or "
+        "client.restart()); more memory (--memory) makes it last longer"
     )
 
 
