@@ -106,11 +106,12 @@ class Pod:
         return self._process.pid
 
 
-def session_argv(python: str, root: Path, session: str, code: str) -> list[str]:
-    """Write the session's code where it is found, and return the command that runs it."""
+def session_argv(python: str, root: Path, session: str, code: str, notices: str) -> list[str]:
+    """Write the session's code and what is printed before it where they are found; return the command that runs it."""
     folder = root / "pods" / session
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "code.py"
     file.write_text(code)
     file.chmod(0o600)
+    (folder / "notices").write_text(notices)
     return [python, str(HERE / "session_main.py"), str(file)]

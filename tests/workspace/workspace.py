@@ -136,8 +136,18 @@ class Workspace:
             Seconds for which a missing file stays missing; 0 for a well-behaved file system.
         app_url_slash, bare_list : bool
             Whether `app_url` ends in a slash; whether the list shows `id` and `status` only.
+        app_url_scheme : {"https", "http"}
+            What `app_url` begins with.
         quota, capacity : Limits
             Launches above the quota are refused; sessions above the capacity stay `scheduling`.
+        user_quota : Limits
+            Sessions above it stay `scheduling`, too; opened sessions count. `ON_PREMISES` is what a user usually has.
+        opened_cpu, opened_memory : float
+            The size of sessions that a person opens.
+        release : {"oldest", "newer", "named", "newest"}
+            Which keywords `launch_workers` has; the older module `cdsw` always has those of the oldest.
+        notices : str
+            What the runtime prints in a launched session before its code prints anything.
         """
         plain = {name: dict(vars(value)) if isinstance(value, Limits) else value for name, value in changes.items()}
         self._control.call("configure", changes=plain)
