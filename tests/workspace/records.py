@@ -91,6 +91,8 @@ class Record:
             "cpu": self.cpu,
             "memory": self.memory,
             "gpu": self.gpu,
+            "memory_limit": self.pod.memory_limit if self.pod else 0,
+            "memory_group": self.pod.group_path if self.pod else "",
             "code": self.code,
             "launch": self.launch,
             "environment": self.environment,

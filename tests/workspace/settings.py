@@ -52,6 +52,7 @@ class Settings:
     python_path: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     seed: int | None = None
+    memory_limits: bool = True
     start_delay_s: float = 0.5
     start_jitter: float = 0.2
     address_delay_s: float = 0.1
@@ -65,6 +66,7 @@ class Settings:
     user_quota: Limits = Limits()
     opened_cpu: float = 1.0
     opened_memory: float = 8.0
+    memory_look: Literal["host", "v1", "v2"] = "host"
     release: Release = "newer"
     notices: str = ""
 

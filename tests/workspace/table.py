@@ -11,6 +11,7 @@ from typing import Any
 
 from . import processes
 from .faults import Faults
+from .memory import MemoryGroups
 from .network import Network
 from .pods import Pod, session_argv
 from .records import Record, environment, with_gpus
@@ -24,9 +25,10 @@ class Refused(Exception):  # noqa: N818 (an answer, not an error of ours)
 class Table:
     """All sessions of one workspace; safe to use from many threads."""
 
-    def __init__(self, settings: Settings, network: Network, faults: Faults) -> None:
+    def __init__(self, settings: Settings, network: Network, groups: MemoryGroups | None, faults: Faults) -> None:
         self.settings = settings
         self._network = network
+        self._groups = groups
         self._faults = faults
         self._random = random.Random(settings.seed)
         self._records: dict[str, Record] = {}
@@ -208,7 +210,9 @@ class Table:
     def _run(self, record: Record, argv: list[str]) -> None:
         root = Path(self.settings.root)
         variables = dict(record.environment)
-        pod = Pod(self._network, record.place, record.id, root, variables, self.settings.home, argv)
+        group = self._groups.make(record.id, record.memory) if self._groups else None
+        look = self.settings.memory_look
+        pod = Pod(self._network, record.place, record.id, root, variables, self.settings.home, argv, group, look)
         with record.lock:
             record.environment = variables
             record.pod = pod
@@ -220,7 +224,7 @@ class Table:
     def _follow(self, record: Record) -> None:
         assert record.pod is not None
         record.pod.wait()
-        self._end(record, record.end_status)
+        self._end(record, "failed" if record.pod.out_of_memory and not record.stop.is_set() else record.end_status)
 
     def _end(self, record: Record, status: str) -> None:
         """Show the session as ended; what it launched ends with it."""

@@ -17,6 +17,7 @@ import pytest
 from workspace import FAULTS, Limits, NetworkError, Session, Workspace, remove_leftovers
 from workspace.asking import SLEEP, Notebook, finished, running
 from workspace.control import ControlError
+from workspace.memory import workspaces_with_groups
 from workspace.network import namespaces
 from workspace.processes import lives
 
@@ -699,6 +700,7 @@ def test_a_workspace_could_leave_something_behind() -> None:
     workspace.close()
     assert not [pid for pid in pids if lives(pid)]
     assert namespaces(workspace.name) == []
+    assert workspace.name not in workspaces_with_groups()
     assert not workspace.root.exists()
 
 
@@ -738,6 +740,7 @@ def test_a_killed_test_could_leave_sessions_behind(isolation: str, victims: str)
     else:  # the next workspace does
         remove_leftovers()
     assert namespaces(name) == []
+    assert name not in workspaces_with_groups()
     assert not Path("/tmp", name).exists()
 
 

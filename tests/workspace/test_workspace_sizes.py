@@ -1,4 +1,4 @@
-"""The simulated workspace gives sessions no more than the platform does: cores, quota, GPUs, and words.
+"""The simulated workspace gives sessions no more than the platform does: memory, cores, quota, GPUs, and words.
 
 Each test is named after what would be lost if the workspace were kinder.
 """
@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +19,18 @@ from dask.system import CPU_COUNT
 
 from workspace import ON_PREMISES, Limits, Session, SessionTruth, Workspace
 from workspace.asking import SLEEP, Notebook, finished, running
+from workspace.memory import limit_bytes
 
 # What they look at changes seldom; whoever changes it runs them by name.
 pytestmark = [pytest.mark.long, pytest.mark.workspace]
+LIMIT_FILES = {"v1": "/sys/fs/cgroup/memory/memory.limit_in_bytes", "v2": "/sys/fs/cgroup/memory.max"}
+USAGE_FILES = {"v1": "/sys/fs/cgroup/memory/memory.usage_in_bytes", "v2": "/sys/fs/cgroup/memory.current"}
+GREED = "x = b'x' * 600_000_000"
 USUAL: dict[str, Any] = {
     "user_quota": Limits(),
     "opened_cpu": 1.0,
     "opened_memory": 8.0,
+    "memory_look": "host",
     "app_url_scheme": "https",
     "release": "newer",
     "notices": "",
@@ -50,11 +59,140 @@ def notebook(workspace: Workspace) -> Notebook:
     return Notebook(workspace.open_session())
 
 
+@pytest.fixture
+def limited(workspace: Workspace) -> Workspace:
+    """The workspace, for tests of memory limits."""
+    if not workspace.memory_limits:
+        pytest.skip("memory can be limited only where control groups can be made")
+    return workspace
+
+
 def launched_code(workspace: Workspace, notebook: Notebook, code: str, **options: Any) -> tuple[SessionTruth, str]:
     """Run code in a launched session; the session after its end, and what it printed."""
     (launched,) = notebook.launch(code=code, **options)
     finished(workspace, launched["id"])
     return workspace.session(launched["id"]), workspace.output(launched["id"])
+
+
+def whole_pages(size: int) -> int:
+    """Cut a size as the kernel cuts limits."""
+    page = resource.getpagesize()
+    return size // page * page
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_could_have_all_the_memory_that_it_was_asked_for_with(limited: Workspace, notebook: Notebook) -> None:
+    code = "from distributed.system import MEMORY_LIMIT; print(MEMORY_LIMIT)"
+    for memory, limit in ((0.5, whole_pages(400_000_000)), (2, whole_pages(1_900_000_000))):
+        truth, seen = launched_code(limited, notebook, code, memory=memory)
+        assert truth.status == "succeeded"
+        assert int(seen) == truth.memory_limit == limit
+    assert int(notebook.session.python(code).stdout) == whole_pages(7_900_000_000)
+    limited.configure(opened_memory=3)
+    assert int(limited.open_session().python(code).stdout) == whole_pages(2_900_000_000)
+    assert limit_bytes(0.1) == whole_pages(50_000_000)  # not nothing
+
+
+@pytest.mark.parametrize("look", ["v1", "v2"])
+def test_a_session_could_see_its_limit_in_one_place_only(limited: Workspace, look: str) -> None:
+    limited.configure(memory_look=look, opened_memory=1)
+    session, limit = limited.open_session(), whole_pages(900_000_000)
+    code = (
+        "import os\nfrom distributed.system import MEMORY_LIMIT\n"
+        f"usage = lambda: int(open({USAGE_FILES[look]!r}).read())\n"
+        f"before = usage()\nx = b'x' * 100_000_000\n"
+        f"print(MEMORY_LIMIT, int(open({LIMIT_FILES[look]!r}).read()), usage() - before > 90_000_000)\n"
+        f"print([path for path in {list(LIMIT_FILES.values())} if os.path.exists(path)])"
+    )
+    assert session.python(code).stdout.splitlines() == [f"{limit} {limit} True", str([LIMIT_FILES[look]])]
+    refused = session.exec(["sh", "-c", f"echo 5000000000 > {LIMIT_FILES[look]}"])
+    assert refused.returncode != 0  # it can be read only
+
+
+def test_too_much_memory_could_raise_in_python(limited: Workspace, notebook: Notebook) -> None:
+    code = f"import subprocess, sys\nprint('begun')\ntry: {GREED}\nfinally: print('a last line')"
+    truth, said = launched_code(limited, notebook, code, memory=0.5)
+    assert (truth.status, said) == ("failed", "begun\n")
+    assert notebook.listed()[truth.id]["status"] == "failed"
+    assert limited.session(notebook.session.id).status == "running"
+
+
+def test_a_session_could_outlive_a_process_of_it_that_takes_too_much(limited: Workspace, notebook: Notebook) -> None:
+    code = f"import subprocess, sys\nprint('begun')\nsubprocess.run([sys.executable, '-c', {GREED!r}])\nprint('died')"
+    truth, said = launched_code(limited, notebook, code, memory=0.5)
+    assert (truth.status, said) == ("failed", "begun\n")
+
+
+def test_processes_could_have_the_session_s_memory_each(limited: Workspace, notebook: Notebook) -> None:
+    part = "x = b'x' * 250_000_000; import time; time.sleep(60)"
+    code = f"import subprocess, sys\nfor _ in range(2): subprocess.Popen([sys.executable, '-c', {part!r}])\n!sleep 30"
+    truth, _ = launched_code(limited, notebook, code, memory=0.5)
+    assert truth.status == "failed"
+
+
+def test_what_a_person_runs_in_a_session_could_take_what_it_wants(limited: Workspace) -> None:
+    limited.configure(opened_memory=0.5)
+    session = limited.open_session()
+    kernel = session.kernel()
+    launched = limited.launch_foreign(session)
+    running(limited, launched)
+    assert session.python(GREED).returncode != 0
+    assert finished(limited, session.id) == "failed"
+    assert not kernel.alive or limited.wait_until(lambda: not kernel.alive)
+    assert finished(limited, launched) == "stopped"
+
+
+def test_a_session_within_its_limit_could_be_killed(limited: Workspace, notebook: Notebook) -> None:
+    half = "x = b'x' * 250_000_000; del x"
+    truth, _ = launched_code(limited, notebook, f"for _ in range(3): {half}", memory=0.5)
+    assert truth.status == "succeeded"
+
+
+def test_a_stop_could_be_taken_for_a_lack_of_memory(limited: Workspace, notebook: Notebook) -> None:
+    (launched,) = notebook.launch()
+    running(limited, launched["id"])
+    group = Path(limited.session(launched["id"]).memory_group)
+    assert group.is_dir()
+    notebook.stop(launched["id"])
+    assert finished(limited, launched["id"]) == "stopped"
+    limited.wait_until(lambda: not group.exists())
+
+
+NO_GROUPS = """
+import warnings
+from workspace import Workspace
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        with Workspace(isolation="namespaces") as workspace:
+            session = workspace.open_session()
+            print(workspace.memory_limits, session.truth.memory_limit, session.exec(["true"]).returncode)
+print([str(one.message) for one in caught])
+"""
+
+
+def test_a_lack_of_control_groups_could_go_unnoticed(limited: Workspace) -> None:
+    unmounted = ["unshare", "--mount", "sh", "-c", 'umount -R -l /sys/fs/cgroup && exec "$@"', "sh"]
+    done = subprocess.run(
+        [*unmounted, sys.executable, "-c", NO_GROUPS],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = "control groups cannot be made here: the memory of sessions has no limits"
+    assert done.stdout.splitlines() == [
+        *["False 0 0"] * 2,
+        f"['{words} (no control groups for memory are mounted)']",
+    ]
+
+
+def test_memory_limits_could_be_there_for_ever() -> None:
+    with Workspace(memory_limits=False) as workspace:
+        assert not workspace.memory_limits
+        assert workspace.open_session().truth.memory_limit == 0
 
 
 # -- cores, quota, GPUs ------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ class SessionTruth:
     cpu: float
     memory: float
     gpu: int
+    memory_limit: int  # bytes; 0 where there is none
+    memory_group: str
     code: str
     launch: dict[str, Any]
     environment: dict[str, str]
