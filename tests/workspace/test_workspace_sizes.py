@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -296,6 +297,14 @@ def test_what_a_session_prints_could_be_its_code_s_alone(workspace: Workspace, n
     workspace.configure(notices="Loading add-on spark-3\n{braces} and $dollars\n")
     _, said = launched_code(workspace, notebook, "print('the code')")
     assert said == "Loading add-on spark-3\n{braces} and $dollars\nthe code\n"
+
+
+def test_the_facts_could_be_covered_by_tests_that_are_gone() -> None:
+    folder = Path(__file__).resolve().parents[1]
+    there = {name for file in folder.rglob("*.py") for name in re.findall(r"def (test_\w+)", file.read_text())}
+    named = set(re.findall(r"`(test_\w+)`", (folder / "workspace" / "README.md").read_text()))
+    assert len(named) > 80
+    assert named <= there
 
 
 # -- the ends of sessions and kernels ----------------------------------------------------------------------------------
