@@ -73,11 +73,27 @@ class LocalSessions:
         Holds a file for each session, and its output.
     grace_s : float
         How long a session that is told to end may take before it is killed.
+    address : str
+        The address of this machine that sessions listen on.
+    app_url : str, optional
+        Where a browser finds what a session serves on ``CDSW_READONLY_PORT``; on that port of this machine by default.
+    environment : mapping of str to str, optional
+        More variables for all of them; the ports that they serve on, otherwise a free one each, may be among them.
     """
 
-    def __init__(self, directory: Path, grace_s: float = 3.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        grace_s: float = 3.0,
+        address: str = "127.0.0.1",
+        app_url: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
         self._grace_s = grace_s
+        self._address = address
+        self._app_url = app_url
+        self._environment = environment or {}
 
     def launch_workers(
         self,
@@ -148,9 +164,10 @@ class LocalSessions:
             "CDSW_DOMAIN": "localhost",
             "CDSW_PROJECT_ID": "local",
             **ports,
+            **self._environment,
             **env,
             "CDSW_ENGINE_ID": session_id,
-            "CDSW_IP_ADDRESS": "127.0.0.1",
+            "CDSW_IP_ADDRESS": self._address,
         }
         output = self.directory / f"{session_id}.out"
         try:
@@ -175,7 +192,7 @@ class LocalSessions:
             created_at=time.time(),
             cpu=cpu,
             memory=memory,
-            app_url=f"http://127.0.0.1:{environment['CDSW_READONLY_PORT']}/",
+            app_url=self._app_url or f"http://127.0.0.1:{environment['CDSW_READONLY_PORT']}/",
         )
         try:
             self._write(session)
@@ -196,7 +213,7 @@ class LocalSessions:
         return {
             "id": session.id,
             "status": "running" if alive else ended,
-            "ip_address": "127.0.0.1",
+            "ip_address": self._address,
             "app_url": session.app_url,
             "created_at": _iso(session.created_at),
             "running_at": _iso(session.created_at),

@@ -1,0 +1,81 @@
+"""The platform's four calls, with schedulers as processes of the session that calls, beside its kernel.
+
+They take nothing of the user's quota, outlive the kernel, and end with the session, as the workers that it launched do.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cml_dask_magics.platforms.api import WorkersAPI
+from cml_dask_magics.platforms.local import LocalSessions, Response
+
+ROLE = "CML_DASK_ROLE"
+"""The variable that says what a session is to be: ``scheduler`` or ``worker``."""
+HERE = "CML_DASK_HERE"
+"""The variable that tells a scheduler that it is one of those, and shares its address and ports with a kernel."""
+
+
+class SchedulersHere:
+    """`api.WorkersAPI` that launches schedulers on this machine, and everything else on the platform.
+
+    Parameters
+    ----------
+    api : WorkersAPI
+        The platform's own calls.
+    directory : Path
+        Where the sessions of this machine are recorded, in a folder for each CML session: the others share the
+        project's files, but not its processes.
+    session : str
+        The id of the CML session that this is.
+    """
+
+    def __init__(self, api: WorkersAPI, directory: Path, session: str) -> None:
+        self._api = api
+        self._directory = directory
+        port = os.environ.get("CDSW_READONLY_PORT", "")
+        self._here = LocalSessions(
+            directory / f"of-{session}",
+            address=os.environ.get("CDSW_IP_ADDRESS") or "0.0.0.0",
+            # By the platform's documentation; the Workers API tells the address of sessions that it launched alone.
+            app_url=f"https://read-only-{session}.{os.environ.get('CDSW_DOMAIN', '')}/",
+            environment={HERE: "1"} | ({"CDSW_READONLY_PORT": port} if port else {}),
+        )
+        # It says of itself that it takes what the platform's takes, which differs between releases.
+        self.launch_workers = functools.wraps(api.launch_workers)(self._launch_workers)
+
+    def _launch_workers(self, n: int, *, env: Mapping[str, str], **request: Any) -> list[dict[str, Any]]:
+        if env.get(ROLE) != "scheduler":
+            return self._api.launch_workers(n, env=env, **request)
+        return self._here.launch_workers(
+            n, cpu=request["cpu"], memory=request["memory"], code=request["code"], env=env
+        )
+
+    def list_workers(self) -> list[dict[str, Any]]:
+        """The sessions that this one launched, and its schedulers."""
+        return [*self._api.list_workers(), *self._here.list_workers()]
+
+    def stop_workers(self, *worker_id: str) -> list[Any]:
+        """Stop sessions by id; a scheduler beside another session's kernel ends when it sees that its cluster has."""
+        of_others = {path.stem for path in self._directory.glob("of-*/*.json")}
+        here = [session for session in worker_id if session in {one["id"] for one in self._here.list_workers()}]
+        there = [session for session in worker_id if session not in here and session not in of_others]
+        answers = dict.fromkeys(worker_id, Response(204))
+        if here:
+            answers |= dict(zip(here, self._here.stop_workers(*here), strict=True))
+        # Never without ids: that would stop all of the user's sessions.
+        if there:
+            said = self._api.stop_workers(*there)
+            if isinstance(said, Sequence) and len(said) == len(there):
+                answers |= dict(zip(there, said, strict=True))
+        return [answers[session] for session in worker_id]
+
+    def await_workers(
+        self, ids: Sequence[Any], wait_for_completion: bool = True, timeout_seconds: int = 60
+    ) -> Mapping[str, Any]:
+        """Wait for sessions of the platform, as its own call does; schedulers here run at once."""
+        return self._api.await_workers(ids, wait_for_completion, timeout_seconds)
