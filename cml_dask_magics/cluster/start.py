@@ -13,6 +13,7 @@ from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.model.record import Role
 from cml_dask_magics.platforms.pool import Launched
 from cml_dask_magics.registry.liveness import scheduler_address
+from cml_dask_magics.registry.start_times import note_start
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class Start:
             message = ready_in_part(fleet.record.name, readiness, fleet.settings.timeout_s)
         fleet.journal.update(lambda record: replace(record, state="running").with_event(message))
         if readiness.ready >= fleet.settings.n_workers:
-            fleet.journal.registry.note_start(fleet.record.backend, readiness.took_s)
+            note_start(fleet.journal.registry.directory, fleet.record.backend, readiness.took_s)
 
 
 def ready_in_part(name: str, readiness: Readiness, timeout_s: float) -> str:
