@@ -113,6 +113,8 @@ def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
 def read_only_link(fleet: Fleet) -> str | None:
     """The platform's other address of what a session serves on ``CDSW_READONLY_PORT``, by its documentation."""
     scheduler, domain = fleet.record.scheduler, fleet.pool.platform.domain
+    if fleet.settings.scheduler_here:  # there is no other
+        return None
     return f"https://read-only-{scheduler.id}.{domain}/status" if scheduler is not None and domain else None
 
 

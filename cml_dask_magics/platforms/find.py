@@ -17,7 +17,7 @@ _CALLS = ("launch_workers", "list_workers", "await_workers", "stop_workers")
 LOCAL_SESSIONS_FOLDER = "local-sessions"
 
 
-def find_platform(directory: Path, local: bool = False, scheduler_here: bool = False) -> Platform:
+def find_platform(directory: Path, local: bool = False) -> Platform:
     """The platform that this kernel can launch sessions on.
 
     Parameters
@@ -26,8 +26,6 @@ def find_platform(directory: Path, local: bool = False, scheduler_here: bool = F
         Local sessions are recorded in a folder of it.
     local : bool
         Use this machine, even inside CML.
-    scheduler_here : bool
-        Inside CML, run schedulers as processes of this session.
 
     Raises
     ------
@@ -45,10 +43,10 @@ def find_platform(directory: Path, local: bool = False, scheduler_here: bool = F
                 reasons.append(f"{module}: {' '.join(str(error).split())}")
                 continue
             if all(callable(getattr(api, call, None)) for call in _CALLS):
-                if scheduler_here and session:
-                    from cml_dask_magics.platforms.here import SchedulersHere
+                if session:
+                    from cml_dask_magics.platforms.here import SomeHere
 
-                    api = SchedulersHere(api, directory / LOCAL_SESSIONS_FOLDER, session)
+                    api = SomeHere(api, directory / LOCAL_SESSIONS_FOLDER, session)
                 return Platform(backend, api, session=session, domain=os.environ.get("CDSW_DOMAIN", ""))
             reasons.append(f"{module}: it lacks one of {', '.join(_CALLS)}")
         if session:

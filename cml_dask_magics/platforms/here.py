@@ -1,6 +1,6 @@
-"""The platform's four calls, with schedulers as processes of the session that calls, beside its kernel.
+"""The platform's four calls, and sessions that are processes of the one that calls, beside its kernel.
 
-They take nothing of the user's quota, outlive the kernel, and end with the session, as the workers that it launched do.
+That is for schedulers: they take nothing of the user's quota, outlive the kernel, and end with the session, as the workers that it launched do.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from typing import Any
 from cml_dask_magics.platforms.api import WorkersAPI
 from cml_dask_magics.platforms.local import LocalSessions, Response
 
-ROLE = "CML_DASK_ROLE"
-"""The variable that says what a session is to be: ``scheduler`` or ``worker``."""
 HERE = "CML_DASK_HERE"
-"""The variable that tells a scheduler that it is one of those, and shares its address and ports with a kernel."""
+"""The variable of a session to be launched that makes it one beside the kernel."""
 
 
-class SchedulersHere:
-    """`api.WorkersAPI` that launches schedulers on this machine, and everything else on the platform.
+class SomeHere:
+    """`api.WorkersAPI` of the platform, which launches beside the kernel whatever has `HERE` in its environment.
 
     Parameters
     ----------
@@ -43,24 +41,22 @@ class SchedulersHere:
             address=os.environ.get("CDSW_IP_ADDRESS") or "0.0.0.0",
             # By the platform's documentation; the Workers API tells the address of sessions that it launched alone.
             app_url=f"https://read-only-{session}.{os.environ.get('CDSW_DOMAIN', '')}/",
-            environment={HERE: "1"} | ({"CDSW_READONLY_PORT": port} if port else {}),
+            environment={"CDSW_READONLY_PORT": port} if port else {},
         )
         # It says of itself that it takes what the platform's takes, which differs between releases.
-        self.launch_workers = functools.wraps(api.launch_workers)(self._launch_workers)
+        self.launch_workers = functools.wraps(api.launch_workers)(self._launch)
 
-    def _launch_workers(self, n: int, *, env: Mapping[str, str], **request: Any) -> list[dict[str, Any]]:
-        if env.get(ROLE) != "scheduler":
+    def _launch(self, n: int, *, env: Mapping[str, str], **request: Any) -> list[dict[str, Any]]:
+        if HERE not in env:
             return self._api.launch_workers(n, env=env, **request)
-        return self._here.launch_workers(
-            n, cpu=request["cpu"], memory=request["memory"], code=request["code"], env=env
-        )
+        return self._here.launch_workers(n, cpu=request["cpu"], memory=request["memory"], code=request["code"], env=env)
 
     def list_workers(self) -> list[dict[str, Any]]:
-        """The sessions that this one launched, and its schedulers."""
+        """The sessions that this one launched, there and here."""
         return [*self._api.list_workers(), *self._here.list_workers()]
 
     def stop_workers(self, *worker_id: str) -> list[Any]:
-        """Stop sessions by id; a scheduler beside another session's kernel ends when it sees that its cluster has."""
+        """Stop sessions by id; one beside another session's kernel ends by itself when its cluster's files have gone."""
         of_others = {path.stem for path in self._directory.glob("of-*/*.json")}
         here = [session for session in worker_id if session in {one["id"] for one in self._here.list_workers()}]
         there = [session for session in worker_id if session not in here and session not in of_others]
@@ -77,5 +73,5 @@ class SchedulersHere:
     def await_workers(
         self, ids: Sequence[Any], wait_for_completion: bool = True, timeout_seconds: int = 60
     ) -> Mapping[str, Any]:
-        """Wait for sessions of the platform, as its own call does; schedulers here run at once."""
+        """Wait for sessions of the platform, as its own call does; those here run at once."""
         return self._api.await_workers(ids, wait_for_completion, timeout_seconds)
