@@ -210,7 +210,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             name = f"cluster-{secrets.token_hex(3)}"
         settings = make_settings(
             n_workers=n_workers, name=name, cpu=cpu, memory=memory, gpu=gpu, scheduler_cpu=scheduler_cpu,
-            scheduler_memory=scheduler_memory, scheduler_here=scheduler_here, adapt=adapt, wait=wait, timeout=timeout, idle_timeout=idle_timeout,
+            scheduler_memory=scheduler_memory, scheduler_here=scheduler_here, adapt=adapt, wait=wait, timeout=timeout,
+            idle_timeout=idle_timeout,
             env=env, dashboard_port=dashboard_port, local=local, no_tls=no_tls, background=background,
         )  # fmt: skip
         self._open(

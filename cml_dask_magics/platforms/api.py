@@ -80,7 +80,7 @@ class Platform:
 
 
 def launch_keywords(api: WorkersAPI) -> frozenset[str] | None:
-    """The names of what ``launch_workers`` takes, which differ from one release to the next; None if it does not tell."""
+    """What ``launch_workers`` takes, which differs from one release to the next; None if it does not tell."""
     try:
         parameters = inspect.signature(api.launch_workers).parameters
     except (TypeError, ValueError):

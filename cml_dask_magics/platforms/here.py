@@ -1,6 +1,7 @@
 """The platform's four calls, and sessions that are processes of the one that calls, beside its kernel.
 
-That is for schedulers: they take nothing of the user's quota, outlive the kernel, and end with the session, as the workers that it launched do.
+That is for schedulers: they take nothing of the user's quota, outlive the kernel, and end with its session, as the
+workers do that it launched.
 """
 
 from __future__ import annotations
@@ -43,20 +44,23 @@ class SomeHere:
             app_url=f"https://read-only-{session}.{os.environ.get('CDSW_DOMAIN', '')}/",
             environment={"CDSW_READONLY_PORT": port} if port else {},
         )
-        # It says of itself that it takes what the platform's takes, which differs between releases.
-        self.launch_workers = functools.wraps(api.launch_workers)(self._launch)
 
-    def _launch(self, n: int, *, env: Mapping[str, str], **request: Any) -> list[dict[str, Any]]:
-        if HERE not in env:
-            return self._api.launch_workers(n, env=env, **request)
-        return self._here.launch_workers(n, cpu=request["cpu"], memory=request["memory"], code=request["code"], env=env)
+        # Wrapped, it shows what the platform's takes, which differs between releases.
+        @functools.wraps(api.launch_workers)
+        def launch_workers(n: int, *, env: Mapping[str, str], **request: Any) -> list[dict[str, Any]]:
+            if HERE not in env:
+                return api.launch_workers(n, env=env, **request)
+            size_and_code = {key: request[key] for key in ("cpu", "memory", "code")}
+            return self._here.launch_workers(n, env=env, **size_and_code)
+
+        self.launch_workers = launch_workers
 
     def list_workers(self) -> list[dict[str, Any]]:
         """The sessions that this one launched, there and here."""
         return [*self._api.list_workers(), *self._here.list_workers()]
 
     def stop_workers(self, *worker_id: str) -> list[Any]:
-        """Stop sessions by id; one beside another session's kernel ends by itself when its cluster's files have gone."""
+        """Stop sessions by id; one beside another session's kernel ends by itself once its cluster's files are gone."""
         of_others = {path.stem for path in self._directory.glob("of-*/*.json")}
         here = [session for session in worker_id if session in {one["id"] for one in self._here.list_workers()}]
         there = [session for session in worker_id if session not in here and session not in of_others]

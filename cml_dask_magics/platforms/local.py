@@ -105,8 +105,11 @@ class LocalSessions:
         script: str = "",
         code: str = "",
         env: Mapping[str, str] | None = None,
+        **_: Any,
     ) -> list[dict[str, Any]]:
         """Start `n` processes that run `code` (Python, or a shell command after ``!``) or the file `script`.
+
+        Keywords that only a platform has a meaning for, such as ``accelerator_label_id``, change nothing.
 
         Returns
         -------
