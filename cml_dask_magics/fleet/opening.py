@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from dataclasses import replace
@@ -22,6 +23,7 @@ from cml_dask_magics.model.settings import (
 from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.platforms.find import check_dashboard_port, check_launch_options, find_platform
+from cml_dask_magics.platforms.here import dashboard_port_is_free
 from cml_dask_magics.platforms.pool import SessionPool
 from cml_dask_magics.registry.certificates import write_certificates
 from cml_dask_magics.registry.files import listed, write_private
@@ -63,6 +65,11 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
         dead.end()
     asked, settings = settings, what_fits(settings, platform)
     notes = _notes_on(asked, settings, spelled)
+    if settings.scheduler_here and platform.session and not dashboard_port_is_free():
+        notes.append(
+            f"the cluster has no dashboard: port {os.environ.get('CDSW_READONLY_PORT')} of this session, which the "
+            "platform shows (CDSW_READONLY_PORT), is taken by another program"
+        )
     record = Record(
         name=settings.name,
         token=secrets.token_hex(4),

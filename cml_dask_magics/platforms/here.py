@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,18 @@ from cml_dask_magics.platforms.local import LocalSessions, Response
 
 HERE = "CML_DASK_HERE"
 """The variable of a session to be launched that makes it one beside the kernel."""
+
+
+def dashboard_port_is_free() -> bool:
+    """Whether a scheduler beside this kernel could serve its dashboard where the platform shows it."""
+    port = os.environ.get("CDSW_READONLY_PORT", "")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", int(port)))
+        except (OSError, ValueError, OverflowError):
+            return False
+    return True
 
 
 class SomeHere:
@@ -36,14 +49,8 @@ class SomeHere:
     def __init__(self, api: WorkersAPI, directory: Path, session: str) -> None:
         self._api = api
         self._directory = directory
-        port = os.environ.get("CDSW_READONLY_PORT", "")
-        self._here = LocalSessions(
-            directory / f"of-{session}",
-            address=os.environ.get("CDSW_IP_ADDRESS") or "0.0.0.0",
-            # By the platform's documentation; the Workers API tells the address of sessions that it launched alone.
-            app_url=f"https://read-only-{session}.{os.environ.get('CDSW_DOMAIN', '')}/",
-            environment={"CDSW_READONLY_PORT": port} if port else {},
-        )
+        self._session = session
+        self._here = self._sessions()
 
         # Wrapped, it shows what the platform's takes, which differs between releases.
         @functools.wraps(api.launch_workers)
@@ -51,9 +58,21 @@ class SomeHere:
             if HERE not in env:
                 return api.launch_workers(n, env=env, **request)
             size_and_code = {key: request[key] for key in ("cpu", "memory", "code")}
-            return self._here.launch_workers(n, env=env, **size_and_code)
+            return self._sessions().launch_workers(n, env=env, **size_and_code)
 
         self.launch_workers = launch_workers
+
+    def _sessions(self) -> LocalSessions:
+        """The sessions beside this kernel, and what those that are launched now find."""
+        domain, port = os.environ.get("CDSW_DOMAIN", ""), os.environ.get("CDSW_READONLY_PORT", "")
+        # By the platform's documentation; the Workers API tells the address of no session that a person opened.
+        app_url = f"https://read-only-{self._session}.{domain}/" if dashboard_port_is_free() else ""
+        return LocalSessions(
+            self._directory / f"of-{self._session}",
+            address=os.environ.get("CDSW_IP_ADDRESS") or "0.0.0.0",
+            app_url=app_url,
+            environment={"CDSW_READONLY_PORT": port} if port else {},
+        )
 
     def list_workers(self) -> list[dict[str, Any]]:
         """The sessions that this one launched, there and here."""

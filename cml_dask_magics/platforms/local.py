@@ -76,7 +76,8 @@ class LocalSessions:
     address : str
         The address of this machine that sessions listen on.
     app_url : str, optional
-        Where a browser finds what a session serves on ``CDSW_READONLY_PORT``; on that port of this machine by default.
+        Where a browser finds what a session serves on ``CDSW_READONLY_PORT``, empty for nowhere; on that port of this
+        machine by default.
     environment : mapping of str to str, optional
         More variables for all of them; the ports that they serve on, otherwise a free one each, may be among them.
     """
@@ -184,6 +185,9 @@ class LocalSessions:
             return {"message": f"the process could not be started: {error}"}
         # Reap the process, or it stays a zombie for as long as this kernel lives.
         threading.Thread(target=process.wait, name=f"reap-{session_id}", daemon=True).start()
+        app_url = self._app_url
+        if app_url is None:
+            app_url = f"http://127.0.0.1:{environment['CDSW_READONLY_PORT']}/"
         try:
             started = _start_of(psutil.Process(process.pid))
         except psutil.Error:  # already ended
@@ -195,7 +199,7 @@ class LocalSessions:
             created_at=time.time(),
             cpu=cpu,
             memory=memory,
-            app_url=self._app_url or f"http://127.0.0.1:{environment['CDSW_READONLY_PORT']}/",
+            app_url=app_url,
         )
         try:
             self._write(session)
