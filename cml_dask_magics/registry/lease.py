@@ -62,21 +62,11 @@ class Lease:
             return True
         try:
             with self._registry.exclusive(self._name):
-                held = self._read()
-                if held is not None and held.holder != self._holder and not self._is_over(held, now):
-                    self._beat_at = None
-                    return False
-                mine = held is not None and held.holder == self._holder
-                self._write(_Held(self._holder, self._kernel, held.beats + 1 if held is not None else 0))
-                if not mine:
-                    # Without file locks two may take it at once: the next call shows who has it.
-                    self._beat_at = None
-                    return False
+                ours = self._take(now)
         except OSError:  # a full disk, or the cluster is gone: who cannot write the lease does not steer
-            self._beat_at = None
-            return False
-        self._beat_at = now
-        return True
+            ours = False
+        self._beat_at = now if ours else None
+        return ours
 
     def release(self) -> None:
         """Give the lease up."""
@@ -85,6 +75,16 @@ class Lease:
             held = self._read()
             if held is not None and held.holder == self._holder:
                 remove(self._registry.state_directory, self._path.parent, named(LEASE_FILE))
+
+    def _take(self, now: float) -> bool:
+        """Write the lease if it is free or ours; returns whether it was ours already."""
+        held = self._read()
+        ours = held is not None and held.holder == self._holder
+        if held is not None and not ours and not self._is_over(held, now):
+            return False
+        self._write(_Held(self._holder, self._kernel, held.beats + 1 if held is not None else 0))
+        # Without file locks two may take it at once: the next call shows who has it.
+        return ours
 
     def _is_over(self, held: _Held, now: float) -> bool:
         if held != self._seen:
