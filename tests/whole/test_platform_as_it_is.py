@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.notebook import Notebook
-from workspace import ON_PREMISES, Workspace
+from workspace import ON_PREMISES, Limits, Workspace
 
 pytestmark = [pytest.mark.dask, pytest.mark.workspace, pytest.mark.xdist_group("platform as it is")]
 
@@ -55,11 +55,13 @@ def test_otherwise_it_is_told_within_the_timeout_what_would_fit(small: Notebook)
     assert not small.workspace.alive()
 
 
+@pytest.mark.long
 def test_what_is_told_of_small_sizes_is_true(small: Notebook) -> None:
     small.run("%dask_up 1 --scheduler-cpu 0.5 --cpu 0.5")
     assert small.run(COMPUTE).strip() == "45"
 
 
+@pytest.mark.long
 def test_a_session_that_waits_for_long_is_explained_in_panel_text_and_events(small: Notebook) -> None:
     small.run(
         "import cml_dask_magics, dataclasses\nfrom cml_dask_magics.model.times import Times\n"
@@ -71,7 +73,7 @@ def test_a_session_that_waits_for_long_is_explained_in_panel_text_and_events(sma
     assert "still pending" in panel and "%dask_up 1 --scheduler-here" in panel
     small.workspace.wait_until(lambda: any("still pending" in event["message"] for event in small.status()["events"]))
     # It starts when somebody makes room.
-    small.workspace.configure(user_quota=ON_PREMISES.__class__())
+    small.workspace.configure(user_quota=Limits())
     small.workspace.wait_until(lambda: small.status()["state"] == "running")
     assert "still pending" not in small.run("%dask_status --text").partition("Worker")[0]
     small.workspace.configure(user_quota=ON_PREMISES)
@@ -104,6 +106,7 @@ def test_a_keyword_that_the_release_does_not_have_launches_nothing(small: Notebo
     assert asked == {"dask-scheduler default": None, "dask-worker default": 3}
 
 
+@pytest.mark.long
 def test_the_end_of_the_notebooks_session_ends_workers_and_scheduler_and_leaves_the_settings(small: Notebook) -> None:
     small.run("%dask_up 1 --scheduler-here --idle-timeout off")
     small.workspace.end_session(small.session.id, "timedout", hard=False)
