@@ -70,6 +70,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         Their memory in GiB, or with a unit (``"4096MiB"``).
     gpu : int
         GPUs of each worker's session.
+    scheduler_here : bool
+        Inside CML: the scheduler as a process of this session, which leaves a small quota to the workers.
     adapt : str or (int, int)
         ``"MIN:MAX"`` workers for Dask to scale between.
     wait : int
@@ -130,6 +132,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         gpu: int | None = None,
         scheduler_cpu: float | None = None,
         scheduler_memory: float | str | None = None,
+        scheduler_here: bool | None = None,
         adapt: str | tuple[int, int] | None = None,
         wait: int | None = None,
         timeout: float | str | None = None,
@@ -147,7 +150,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             name = f"cluster-{secrets.token_hex(3)}"
         settings = make_settings(
             n_workers=n_workers, name=name, cpu=cpu, memory=memory, gpu=gpu, scheduler_cpu=scheduler_cpu,
-            scheduler_memory=scheduler_memory, adapt=adapt, wait=wait, timeout=timeout, idle_timeout=idle_timeout,
+            scheduler_memory=scheduler_memory, scheduler_here=scheduler_here, adapt=adapt, wait=wait, timeout=timeout,
+            idle_timeout=idle_timeout,
             env=env, dashboard_port=dashboard_port, local=local, no_tls=no_tls, background=background,
         )  # fmt: skip
         self._open(claim(settings, times=self.times), asynchronous, loop, on_status, new=True, shutdown_on_close=True)

@@ -112,8 +112,13 @@ class Scaler:
             came = [info.id for info in launched.sessions]
             message = await asyncio.to_thread(fleet.tidy_refusal, launched, [*launched.strays, *came])
             raise RuntimeError(f"cluster {fleet.record.name!r} stays at {len(fleet.plan)} workers: {message}")
-        # The user wants another try, whatever failed before.
-        noted = partial(_scaled, n=n, by=_this_kernel()) if n != before else _tried_again
+
+        def noted(record: Record) -> Record:
+            if n == before:  # the user wants another try, whatever failed before
+                return _tried_again(record)
+            # The number went on record with the new sessions. Another kernel may have changed it since.
+            return replace(_scaled(record, n, _this_kernel()), requested=record.requested if launched.sessions else n)
+
         await asyncio.to_thread(fleet.journal.update, noted)
 
     async def _shrink(self, n: int) -> None:

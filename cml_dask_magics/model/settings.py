@@ -26,7 +26,8 @@ class Settings:
     """Everything that a cluster is made of, validated.
 
     Sizes are cores and GiB, durations seconds; ``None`` means "all" for `wait`, "never" for
-    `idle_timeout_s`, "off" for `adapt` and ``CDSW_READONLY_PORT`` for `dashboard_port`.
+    `idle_timeout_s`, "off" for `adapt` and ``CDSW_READONLY_PORT`` for `dashboard_port`. `launch_options` holds the
+    keywords for ``scheduler`` and for ``workers``.
     """
 
     n_workers: int
@@ -36,6 +37,7 @@ class Settings:
     gpu: int
     scheduler_cpu: float
     scheduler_memory_gib: float
+    scheduler_here: bool
     adapt: tuple[int, int] | None
     wait: int | None
     timeout_s: float
@@ -49,7 +51,7 @@ class Settings:
     cluster: str
     state_directory: Path
     python: str
-    launch_options: dict[str, Any]
+    launch_options: dict[str, dict[str, Any]]
     max_workers: int
     dashboard_link: str
 
@@ -74,6 +76,8 @@ class Option:
         Whether it belongs to one call, and not to the cluster: it is not on record.
     default : Any
         As `read` takes it. `cml_dask_magics.yaml` holds the same, for users to copy.
+    new : bool
+        Whether records of earlier releases lack it; they stand for the default.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Option:
     help: str = ""
     default: Any = None
     of_call: bool = False
+    new: bool = False
 
 
 def _directory(value: Any) -> Path:
@@ -108,6 +113,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("gpu", "gpu", readers.integer("a whole number of GPUs, 0 or more", 0, 1024), "N", "GPUs of each worker", 0),
     Option("scheduler-cpu", "scheduler_cpu", readers.cores, "CORES", "cores of the scheduler", 1),
     Option("scheduler-memory", "scheduler_memory_gib", readers.gib, "GIB", "GiB of the scheduler", 2),
+    Option("scheduler-here", "scheduler_here", readers.switch, "",
+           "the scheduler as a process of this session: leaves a small quota to the workers", False, new=True),
     Option("adapt", "adapt", readers.adapt, "MIN:MAX", "let Dask scale between MIN and MAX workers; default: off"),
     Option("wait", "wait", lambda v: None if v is None else _WAIT(v), "N",
            "how many workers to wait for; default: all"),
@@ -210,9 +217,10 @@ def settings_from_json(data: Mapping[str, Any]) -> Settings:
     if not isinstance(data, Mapping):
         raise TypeError("settings must be a mapping")
     of_call = {option.field: option.default for option in OPTIONS if option.of_call}
-    if set(data) | set(of_call) != {option.field for option in OPTIONS}:
+    new = {option.field: option.default for option in OPTIONS if option.new}
+    if set(data) | set(of_call) | set(new) != {option.field for option in OPTIONS}:
         raise TypeError("settings of another release")
-    given = {**data, **of_call, "tls": not data["tls"]}  # the option is no-tls
+    given = {**new, **data, **of_call, "tls": not data["tls"]}  # the option is no-tls
     try:
         return Settings(**{option.field: option.read(given[option.field]) for option in OPTIONS})
     except ValueError as error:

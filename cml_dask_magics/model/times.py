@@ -40,6 +40,8 @@ class Times:
         How long to wait for the platform, or for a worker to come back, to know how a worker died.
     steer_s : float
         Between two rounds of the supervisor.
+    pending_s : float
+        After this long the user is told why a session may still be pending.
     report_s : float
         Between two reports of a start.
     tick_s : float
@@ -79,6 +81,7 @@ class Times:
     lease_s: float = 20.0
     unclear_s: float = 10.0
     steer_s: float = 2.0
+    pending_s: float = 60.0
     report_s: float = 0.5
     tick_s: float = 0.1
     head_start_s: float = 0.2
