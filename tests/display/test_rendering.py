@@ -217,6 +217,24 @@ def test_what_is_wrong_is_said_with_what_helps(changes: dict[str, Any], words: s
     assert bool(render_words.advice_words(status)) == bool(words)
 
 
+def test_what_went_wrong_with_a_worker_stands_beside_the_state_and_cannot_break_it() -> None:
+    status = cluster(state="degraded", requested=5, trouble=f"worker ab12 went over its 2 GiB: {NASTY}")
+    text, html = render.to_text([status], width=200, now=NOW), render_html.to_html(status, NOW)
+    assert "1 worker is missing; it joins when it comes.\nWorker ab12 went over its 2 GiB: <script>" in text
+    assert "\x1b" not in text
+    page = " ".join(Page(html).words)
+    assert "1 worker is missing" in page and "Worker ab12 went over its 2 GiB" in page
+    assert "<script>" not in html
+    assert render_words.trouble_words(cluster()) == ""
+
+
+def test_a_paused_worker_is_seen_in_its_row() -> None:
+    status = cluster(workers=(worker(0, is_paused=True), worker(1, state="starting", is_paused=True)))
+    (row, other) = Page(table(None, status.workers, NOW, classed)).words, render.to_text([status], now=NOW)
+    assert "▲" in row and any("paused" in cell for cell in row)
+    assert other.count("paused") == 1
+
+
 def test_html_says_everything_the_text_says() -> None:
     page = Page(render_html.to_html(cluster(), NOW))
     words = " ".join(page.words)
