@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
@@ -10,10 +11,11 @@ from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.pending import why_pending
 from cml_dask_magics.fleet.shell_lines import session_of
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
-from cml_dask_magics.model.record import SessionRecord
+from cml_dask_magics.model.record import SessionRecord, TroubleRecord
 from cml_dask_magics.model.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus
+from cml_dask_magics.model.trouble import SHOWN_S
 
-_NO_FIGURES = WorkerFigures("", 0, 0, 0.0, 0, 0, 0)
+_NO_FIGURES = WorkerFigures("", 0, 0, 0.0, 0, 0, 0, is_paused=False)
 
 
 def snapshot(
@@ -74,6 +76,7 @@ def snapshot(
         max_workers=fleet.settings.max_workers,
         why_pending=why_pending(fleet, fleet.times.pending_s),
         usual_start_s=fleet.usual_start_s,
+        trouble=_current(record.trouble, workers),
         usage=fleet.usage(),
         events=tuple(Event(utc(at), message) for at, message in record.events),
     )
@@ -94,7 +97,17 @@ def _session_status(
         memory_limit_bytes=worker.memory_limit_bytes,
         spilled_bytes=worker.spilled_bytes,
         executing=worker.executing,
+        is_paused=worker.is_paused,
     )
+
+
+def _current(trouble: TroubleRecord | None, workers: Mapping[str, WorkerFigures]) -> str:
+    """The sentence of a trouble that is to be shown beside the cluster's state; empty if it is over, or long ago."""
+    if trouble is None or time.time() - trouble.at > SHOWN_S:
+        return ""
+    if trouble.paused and trouble.paused not in {worker.name for worker in workers.values() if worker.is_paused}:
+        return ""
+    return trouble.message
 
 
 def dashboard_link(fleet: Fleet, dasks_own: str) -> str:

@@ -26,6 +26,7 @@ from cml_dask_magics.display.words import (
     memory_words,
     phase_words,
     totals,
+    trouble_words,
     utc_now,
     workers_words,
 )
@@ -77,6 +78,8 @@ def to_text(
             console.print(Text(estimate.capitalize()))
         if advice := advice_words(status, sums):
             console.print(Text(advice))
+        if trouble := trouble_words(status):
+            console.print(Text(clean(trouble)))
         shown = choose(status.workers, Wanted(), max_rows or max(len(status.workers), 1)).rows
         if status.scheduler is not None:
             console.print(Text(f"Scheduler: {', '.join(_cells(status.scheduler, now))}"))

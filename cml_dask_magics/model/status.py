@@ -58,6 +58,8 @@ class SessionStatus:
         Threads of the worker; 0 while not connected and for the scheduler.
     cpu_percent, memory_bytes, memory_limit_bytes, spilled_bytes, executing
         As the worker last reported: per cent of one core, bytes, bytes, bytes on disk, tasks running now.
+    is_paused : bool
+        Whether the worker starts no new tasks, for its memory.
     """
 
     session: str
@@ -71,6 +73,7 @@ class SessionStatus:
     memory_limit_bytes: int = 0
     spilled_bytes: int = 0
     executing: int = 0
+    is_paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ class ClusterStatus:
         Why sessions may have been pending for long, and what would fit; empty if none has.
     usual_start_s : float or None
         The median of earlier starts on this platform, in seconds; None if there were none.
+    trouble : str
+        What went wrong with a worker in the last minutes, and what helps; empty if nothing did.
     """
 
     name: str
@@ -145,6 +150,7 @@ class ClusterStatus:
     max_workers: int = 500
     why_pending: str = ""
     usual_start_s: float | None = None
+    trouble: str = ""
     usage: Usage = field(default_factory=Usage)
     events: tuple[Event, ...] = ()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -10,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-from support.state_folder import local_sessions, private
+from support.state_folder import kill, local_sessions, private
 
 from cml_dask_magics import CMLCluster
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
@@ -34,17 +32,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def running(state: Path) -> set[str]:
     listing = local_sessions(state).list_workers()
     return {session["id"] for session in listing if session["status"] == "running"}
-
-
-def kill(state: Path, *ids: str) -> None:
-    """Kill all that runs in sessions, as a node that fails does."""
-    for session in local_sessions(state)._sessions():
-        process = session.process()
-        if session.id in ids and process is not None:
-            members = [*process.children(recursive=True), process]
-            for member in members:
-                member.send_signal(signal.SIGKILL)
-            psutil.wait_procs(members, timeout=10)
 
 
 def until(condition: Callable[[], object], timeout_s: float = 120) -> None:

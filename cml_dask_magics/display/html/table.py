@@ -9,8 +9,9 @@ from typing import NamedTuple
 from cml_dask_magics.display.html.basics import sign, text
 from cml_dask_magics.display.html.graphs import bar, memory_ink
 from cml_dask_magics.display.html.looks import Dress, classed
-from cml_dask_magics.display.words import NO_VALUE, format_bytes, format_memory, format_percent, phase_words
+from cml_dask_magics.display.words import NO_VALUE, format_percent, phase_words
 from cml_dask_magics.model.status import SessionStatus
+from cml_dask_magics.model.words import format_bytes, format_memory
 
 
 class Column(NamedTuple):
@@ -80,9 +81,14 @@ def _row(session: SessionStatus, now: datetime, dress: Dress, scheduler: bool = 
     return (
         f'<tr><th scope="row"{dress("cell")}>{_address(session.session, dress)}{note}</th>'
         f"<td{dress('cell')}>{_address(session.ip_address, dress)}</td>"
-        f"<td{dress('cell')}>{sign(session.state, dress)}&nbsp;{text(phase_words(session, now))}</td>"
+        f"<td{dress('cell')}>{sign(_sign_of(session), dress)}&nbsp;{text(phase_words(session, now))}</td>"
         f"{cells}</tr>"
     )
+
+
+def _sign_of(session: SessionStatus) -> str:
+    """The state whose sign a session has: a paused worker is as far from well as a cluster that lacks some."""
+    return "degraded" if session.state == "running" and session.is_paused else session.state
 
 
 def _reported(worker: SessionStatus, dress: Dress) -> tuple[str, str, str, str]:
