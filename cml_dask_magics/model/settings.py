@@ -26,7 +26,8 @@ class Settings:
     """Everything that a cluster is made of, validated.
 
     Sizes are cores and GiB, durations seconds; ``None`` means "all" for `wait`, "never" for
-    `idle_timeout_s`, "off" for `adapt` and ``CDSW_READONLY_PORT`` for `dashboard_port`.
+    `idle_timeout_s`, "off" for `adapt` and ``CDSW_READONLY_PORT`` for `dashboard_port`. `n_workers`, `adapt`, `wait`
+    and `max_workers` count sessions, each of which has `processes` Dask workers.
     """
 
     n_workers: int
@@ -34,6 +35,7 @@ class Settings:
     cpu: float
     memory_gib: float
     gpu: int
+    processes: int
     scheduler_cpu: float
     scheduler_memory_gib: float
     adapt: tuple[int, int] | None
@@ -99,13 +101,17 @@ def _directory(value: Any) -> Path:
 _WORKERS = readers.integer("a whole number of workers from 0 to max-workers", 0)
 _WAIT = readers.integer("a whole number of workers, 1 or more", 1)
 _PORT = readers.integer("a port from 1 to 65535", 1, 65535)
+_PROCESSES = readers.integer("a whole number of Dask workers, from 1 to 1024", 1, 1024)
 
 OPTIONS: tuple[Option, ...] = (
-    Option("n-workers", "n_workers", _WORKERS, "N", "number of workers", 2),
+    Option("n-workers", "n_workers", _WORKERS, "N", "number of workers, each in a session of its own", 2),
     Option("name", "name", readers.name, "NAME", "which cluster: letters, digits, - and _, up to 40", "default"),
     Option("cpu", "cpu", readers.cores, "CORES", "cores of each worker", 1),
     Option("memory", "memory_gib", readers.gib, "GIB", "GiB of each worker: 4, 4GiB or 4096MiB", 2),
     Option("gpu", "gpu", readers.integer("a whole number of GPUs, 0 or more", 0, 1024), "N", "GPUs of each worker", 0),
+    Option("processes", "processes", lambda v: None if v is None else _PROCESSES(v), "N",
+           "Dask workers in each session, which share its cores and memory; N and MIN:MAX count the sessions; "
+           "default: one for each GPU, or 1"),
     Option("scheduler-cpu", "scheduler_cpu", readers.cores, "CORES", "cores of the scheduler", 1),
     Option("scheduler-memory", "scheduler_memory_gib", readers.gib, "GIB", "GiB of the scheduler", 2),
     Option("adapt", "adapt", readers.adapt, "MIN:MAX", "let Dask scale between MIN and MAX workers; default: off"),
@@ -132,6 +138,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("dashboard-link", "dashboard_link", readers.template, default="{app_url}/status"),
 )  # fmt: skip
 
+# What records say that were written before there were these options.
+_BEFORE_THERE_WERE = {"processes": 1}
 
 Spelling = Callable[[str], str]
 """How the user writes an option, given its name in the configuration."""
@@ -183,6 +191,8 @@ def make_settings(spelled: Spelling = as_keyword, **given: Any) -> Settings:
             raise ValueError(f"{source} must be {error}; not {_shown(option, value)}") from None
     if values["adapt"] and given.get("n_workers") is None:
         values["n_workers"] = max(1, values["adapt"][0])
+    if values["processes"] is None:
+        values["processes"] = max(1, values["gpu"])
     settings = Settings(**values)
     _check_together(settings, spelled)
     return settings
@@ -209,6 +219,7 @@ def settings_from_json(data: Mapping[str, Any]) -> Settings:
     """
     if not isinstance(data, Mapping):
         raise TypeError("settings must be a mapping")
+    data = {**_BEFORE_THERE_WERE, **data}
     of_call = {option.field: option.default for option in OPTIONS if option.of_call}
     if set(data) | set(of_call) != {option.field for option in OPTIONS}:
         raise TypeError("settings of another release")
