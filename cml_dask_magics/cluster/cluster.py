@@ -1,6 +1,6 @@
 """`CMLCluster`: a Dask cluster whose scheduler and workers are sessions of the platform.
 
-Start, scale, re-attach and close. Knows neither IPython nor HTML.
+Knows neither IPython nor HTML.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 import warnings
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -27,11 +27,13 @@ from distributed.objects import SchedulerInfo
 from distributed.utils import Log, Logs, NoOpAwaitable, log_errors
 from tornado.ioloop import IOLoop
 
+from cml_dask_magics.cluster.callable_status import CallableStatus
+from cml_dask_magics.cluster.repeated import Repeated
 from cml_dask_magics.cluster.scaling import Scaler, SessionAdaptive
 from cml_dask_magics.cluster.scheduler import SchedulerView, WorkerFigures, figures_of
-from cml_dask_magics.cluster.shielded import begin, finish
+from cml_dask_magics.cluster.shielded import run_shielded, start_shielded
 from cml_dask_magics.cluster.snapshot import dashboard_link, read_only_link, snapshot, utc
-from cml_dask_magics.cluster.start import Readiness, Start, ready_in_part
+from cml_dask_magics.cluster.start import Readiness, Start, partly_ready_message
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.fleet.launches import EndingError
@@ -49,81 +51,18 @@ from cml_dask_magics.registry.registry import GoneError, Registry
 logger = logging.getLogger(__name__)
 
 
-class CallableStatus:
-    """What `CMLCluster.status` is: equal to Dask's `Status` for Dask, and a method for everybody else."""
-
-    def __init__(self, status: Status, snapshot: Callable[[], Any]) -> None:
-        self._status = status
-        self._snapshot = snapshot
-
-    def __call__(self) -> Any:
-        """The cluster's snapshot."""
-        return self._snapshot()
-
-    def __eq__(self, other: object) -> bool:
-        """Compare with Dask's `Status`."""
-        return bool(self._status == (other._status if isinstance(other, CallableStatus) else other))
-
-    def __hash__(self) -> int:
-        """The hash of Dask's `Status`."""
-        return hash(self._status)
-
-    def __repr__(self) -> str:
-        """Dask's `Status`, in words."""
-        return repr(self._status)
-
-    @property
-    def name(self) -> str:
-        """Dask's word for the state."""
-        return str(self._status.name)
-
-
-class Repeated:
-    """A coroutine function that is called again and again, in the shape of tornado's ``PeriodicCallback``.
-
-    That one goes by the time of day: set back by an hour, it would be silent for an hour.
-    """
-
-    def __init__(self, callback: Callable[[], Coroutine[Any, Any, None]], interval_s: float) -> None:
-        self._callback = callback
-        self._interval_s = interval_s
-        self._ending: asyncio.Event | None = None
-
-    def start(self) -> None:
-        """Begin, on the loop that is running."""
-        if self._ending is None:
-            self._ending = asyncio.Event()
-            self._task = asyncio.ensure_future(self._run(self._ending))
-
-    def stop(self) -> None:
-        """Call it no more; a call that is under way goes on."""
-        if self._ending is not None:
-            self._ending.set()
-
-    async def _run(self, ending: asyncio.Event) -> None:
-        while True:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(ending.wait(), self._interval_s)
-            if ending.is_set():
-                return
-            try:
-                await self._callback()
-            except Exception:  # the next call may do better
-                logger.exception("%s failed", self._callback.__qualname__)
-
-
 class CMLCluster(Cluster):  # type: ignore[misc]
     """A Dask cluster on CML sessions, or on processes of this machine where there is no CML.
 
-    It outlives the kernel: `close`, the end of a ``with`` block, ``%dask_down``, its idle timeout or the end of
-    the CML session that launched it stop it. What is not given comes from Dask's configuration (``cml-dask-magics``).
+    It outlives the kernel. It ends by `close`, the end of a ``with`` block, ``%dask_down`` or its idle timeout, or with
+    the CML session that launched it. Defaults come from Dask's configuration (``cml-dask-magics``).
 
     Parameters
     ----------
     n_workers : int
         Number of workers; 0 for a scheduler alone.
     name : str
-        Which cluster: up to 40 letters, digits, ``-`` and ``_``. It must be free; without one, a free one is made.
+        Up to 40 letters, digits, ``-`` and ``_``, not in use; by default a new one.
     cpu, scheduler_cpu : float
         Cores of each worker's session and of the scheduler's.
     memory, scheduler_memory : float or str
@@ -138,11 +77,11 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         Seconds or a duration: how long to wait for the workers; after how long without work the cluster ends
         (``"off"`` for never).
     env : dict
-        Into the workers' environment.
+        For the workers' environment.
     dashboard_port : int
-        Where the scheduler's session serves the dashboard, on its own loopback address.
+        The port of the dashboard, on the loopback address of the scheduler's session.
     local : bool
-        Processes of this machine, whatever else there is.
+        Use processes of this machine, even on CML.
     no_tls : bool
         Plain ``tcp://`` instead of TLS.
     background : bool
@@ -157,9 +96,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     Raises
     ------
     ValueError
-        One sentence about a value that cannot be; nothing has been launched.
+        If an argument is invalid; nothing has been launched.
     RuntimeError
-        If the name is taken, or the cluster did not start: it names each session, what became of it and why.
+        If the name is taken, or the cluster did not start: the message lists each session, its state and the reason.
         Everything that was launched has been stopped.
 
     Examples
@@ -168,7 +107,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     ...     client.submit(sum, range(10)).result()
     """
 
-    # Dask's own, which it does not annotate.
+    # Dask's attributes, which it does not annotate.
     scheduler_comm: Any
     scheduler_info: Any
     periodic_callbacks: dict[str, Any]
@@ -176,9 +115,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     _adaptive: Any
 
     shown_by: ClassVar[Callable[[Any], object]] = print
-    """What shows a cluster that is a cell's value; `cml_dask_magics` sets it."""
+    """Displays a cluster that is a cell's value; `cml_dask_magics` sets it."""
     times: ClassVar[Times] = USUAL
-    """How long clusters made from now on wait, and how often they look."""
+    """Waiting times and intervals of clusters that are made from now on."""
 
     def __init__(
         self,
@@ -210,17 +149,15 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             scheduler_memory=scheduler_memory, adapt=adapt, wait=wait, timeout=timeout, idle_timeout=idle_timeout,
             env=env, dashboard_port=dashboard_port, local=local, no_tls=no_tls, background=background,
         )  # fmt: skip
-        self._open(
-            claim(settings, times=self.times), asynchronous, loop, on_status, launches=True, shutdown_on_close=True
-        )
+        self._open(claim(settings, times=self.times), asynchronous, loop, on_status, new=True, shutdown_on_close=True)
         for note in self.notes:
             warnings.warn(note, stacklevel=2)
 
     @classmethod
     def from_settings(cls, settings: Settings, on_status: StatusCallback | None = None) -> CMLCluster:
-        """A new cluster from settings that were typed."""
+        """A new cluster, from a magic's settings."""
         self = cls.__new__(cls)
-        self._open(claim(settings, as_typed, cls.times), False, None, on_status, launches=True, shutdown_on_close=True)
+        self._open(claim(settings, as_typed, cls.times), False, None, on_status, new=True, shutdown_on_close=True)
         return self
 
     @classmethod
@@ -232,7 +169,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         loop: IOLoop | None = None,
         shutdown_on_close: bool = False,
     ) -> CMLCluster:
-        """Re-attach to a running cluster, whichever kernel started it. Launches nothing.
+        """Re-attach to a running cluster of any kernel. Launches nothing.
 
         Parameters
         ----------
@@ -240,7 +177,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         asynchronous, loop
             As for `CMLCluster`.
         shutdown_on_close : bool
-            Whether `close` and the end of a ``with`` block stop the cluster; by default they only let go of it.
+            Whether `close` and the end of a ``with`` block stop the cluster; by default they only detach from it.
 
         Raises
         ------
@@ -252,7 +189,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         if fleet is None:
             raise RuntimeError(f"there is no cluster {name!r}; %dask_up --name {name} starts it")
         self = cls.__new__(cls)
-        self._open(fleet, asynchronous, loop, None, launches=False, shutdown_on_close=shutdown_on_close)
+        self._open(fleet, asynchronous, loop, None, new=False, shutdown_on_close=shutdown_on_close)
         return self
 
     def _open(
@@ -262,29 +199,30 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         loop: IOLoop | None,
         on_status: StatusCallback | None,
         *,
-        launches: bool,
+        new: bool,
         shutdown_on_close: bool,
     ) -> None:
         self._fleet = fleet
-        # Whether this object starts the cluster, and so answers for what is launched, or attaches to a running one.
-        self._launches = launches
+        # Whether this object starts the cluster, or attaches to a running one.
+        self._new = new
         self.shutdown_on_close = shutdown_on_close
         self._dask_status = Status.created
         self._background: asyncio.Task[None] | None = None
-        self._ended: Ended | None = None
+        self.ended: Ended | None = None
+        """What was stopped, once this object has stopped its cluster."""
         self._on_status = on_status
         self._on_end: Callable[[CMLCluster], None] | None = None
-        self._parting: asyncio.Task[None] | None = None
+        self._detaching: asyncio.Task[None] | None = None
         self._changing_adaptive = False
-        # Workers that the feed and Dask's `scheduler_info` told differently of; whether that lacks something.
+        # Workers in only one of the feed and Dask's `scheduler_info`; whether `scheduler_info` lacks metrics.
         self._differed: set[str] = set()
         self._incomplete = False
         self.steers = False
-        """Whether this kernel is the one that sets the cluster right."""
+        """Whether this kernel steers the cluster: replaces lost workers and follows its load."""
         self.failure: Exception | None = None
         self.warning: str | None = None
-        # Why this object let go of its cluster, where nobody asked it to.
-        self.parting_words = ""
+        self.why_detached = ""
+        """Why this object detached from its cluster, if the user did not close it."""
         self._scheduler = SchedulerView(self._compare, fleet.pool.look_now, fleet.times)
         self._supervisor = Supervisor(fleet)
         self.scaler = Scaler(fleet, self._scheduler, self._connected, self._supervisor)
@@ -295,33 +233,30 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             if not asynchronous:
                 self._loop_runner.start()
                 self.sync(self._begin)
-        except BaseException as error:  # Ctrl-C too: nothing that was launched may stay
-            self._undo(error)
+        except BaseException as error:  # Ctrl-C too: everything that was launched must be stopped
+            self._clean_up(error)
             raise
 
-    # What is known
+    # State
 
     @property
     def settings(self) -> Settings:
-        """What the cluster was started with."""
+        """The settings that the cluster was started with."""
         return self._fleet.settings
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of how this start took the settings."""
+        """For the user: how the settings were changed to fit the platform."""
         return self._fleet.notes
 
     @property
     def platform(self) -> Platform:
-        """What its sessions run on."""
+        """The platform of its sessions."""
         return self._fleet.pool.platform
 
     @property
     def status(self) -> CallableStatus:
-        """Dask's own state of the cluster object; called, the cluster at this moment, a `ClusterStatus`.
-
-        The call gives an awaitable where the cluster is `asynchronous`.
-        """
+        """Dask's state of this object. Called, it returns a `ClusterStatus`, or an awaitable if `asynchronous`."""
         return CallableStatus(self._dask_status, self._status_now)
 
     @status.setter
@@ -330,40 +265,40 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     @property
     def closed(self) -> bool:
-        """Whether this object has let go of its cluster."""
+        """Whether this object has detached from its cluster."""
         return bool(self._dask_status == Status.closed)
 
     @property
     def plan(self) -> set[str]:
-        """Names of the workers that should exist: ids of their sessions."""
+        """Names of the workers that should exist, which are the ids of their sessions."""
         return self._fleet.plan
 
-    # What was asked of the platform is what is planned: a launch call answers with the ids.
+    # Dask's name for the workers that were launched: every planned session was.
     requested = plan
 
     @property
     def observed(self) -> set[str]:
-        """Ids of the sessions whose worker the scheduler knows; the workers are named after them."""
+        """Names of the workers that the scheduler knows."""
         return {session_of(worker.name) for worker in self._connected().values()}
 
     @property
     def wanted(self) -> int:
-        """How many workers were asked for."""
+        """The requested number of workers."""
         return self._fleet.record.requested
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The most memory that the workers held together, as far as this object saw."""
+        """The most memory that all workers together used, as far as this object saw."""
         return self._scheduler.peak_memory_bytes
 
     @property
     def silent_s(self) -> float:
-        """For how many seconds longer than it should the scheduler has told nothing."""
+        """For how many seconds the scheduler's report is overdue."""
         return self._scheduler.silent_s
 
     @property
     def dashboard_link(self) -> str:
-        """Where a browser of the user finds the dashboard; empty while that is not known, and after the end."""
+        """The dashboard's address for the user's browser; empty while it is not known, and after the end."""
         if self.scheduler_comm is None or self.closed:
             return ""
         return dashboard_link(self._fleet, str(super().dashboard_link))
@@ -371,55 +306,55 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     def __eq__(self, other: object) -> bool:
         """Whether both are the same start of a cluster.
 
-        Dask compares names, so its get_client would give the client of an earlier cluster of the same name.
+        Dask compares names, so its `get_client` would return the client of an earlier cluster of the same name.
         """
         return isinstance(other, CMLCluster) and self._fleet.record.token == other._fleet.record.token
 
     def __hash__(self) -> int:
-        """Of the same start, the same."""
+        """The same for the same start."""
         return hash(self._fleet.record.token)
 
-    def picture(self) -> ClusterStatus:
-        """The cluster as this kernel last heard of it, without asking anybody."""
-        return self._picture(self._state())
+    def cached_status(self) -> ClusterStatus:
+        """The cluster as this kernel last heard of it, without asking scheduler or platform."""
+        return self._status_in(self._state())
 
     def get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Any:
-        """What the cluster, its scheduler and its workers logged; see `distributed.deploy.Cluster.get_logs`."""
+        """Logs of the cluster, its scheduler and its workers; see `distributed.deploy.Cluster.get_logs`."""
         self._check_open()
         return super().get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
 
     def wait_for_workers(self, n_workers: int, timeout: float | None = None) -> Any:
-        """Wait until so many workers are there; see `distributed.deploy.Cluster.wait_for_workers`."""
+        """Wait for `n_workers` workers; see `distributed.deploy.Cluster.wait_for_workers`."""
         self._check_open()
         return super().wait_for_workers(n_workers, timeout)
 
     def follow(self, on_status: StatusCallback, on_end: Callable[[Any], None], wanted: Callable[[], bool]) -> None:
         """Call `on_status` with a `ClusterStatus` every second, from Dask's thread, and `on_end` when this closes.
 
-        There is one follower; a new one takes the place of the old. While `wanted` says no, nothing is asked or told.
+        A new call replaces the earlier one. While `wanted` returns False, `on_status` is not called.
         """
 
-        async def tell() -> None:
+        async def report() -> None:
             self._scheduler.listen_often(wanted())
             if wanted():
                 on_status(await self._snapshot())
 
-        def begin() -> None:
+        def start() -> None:
             if "follow" in self.periodic_callbacks:
                 self.periodic_callbacks.pop("follow").stop()
-            following = self.periodic_callbacks["follow"] = Repeated(tell, self._fleet.times.shown_s)
+            following = self.periodic_callbacks["follow"] = Repeated(report, self._fleet.times.shown_s)
             following.start()
 
         self._on_end = on_end
         assert self.loop is not None
-        self.loop.add_callback(begin)
+        self.loop.add_callback(start)
 
     def _ipython_display_(self, **_: Any) -> None:
         type(self).shown_by(self)
 
     def _connected(self) -> dict[str, WorkerFigures]:
-        """The workers by address: as the feed told last, and those that only Dask's stream has told of yet."""
-        # Copies: a cell that shows the cluster asks beside the loop, which changes them.
+        """The workers by address: from the feed, and new ones that so far only Dask's stream has reported."""
+        # Copies: other threads call this while the loop changes the originals.
         figures = dict(self._scheduler.figures)
         workers = list(self.scheduler_info["workers"].items())
         return figures | {address: figures_of(worker) for address, worker in workers if address not in figures}
@@ -430,11 +365,11 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         Raises
         ------
         RuntimeError
-            If this object has let go of its cluster, or is about to.
+            If this object has detached from its cluster, or is about to.
         """
         if self._dask_status in (Status.closing, Status.closed):
             raise RuntimeError(
-                self.parting_words
+                self.why_detached
                 or f"this object has let go of cluster {self.name!r}: it was closed. "
                 f"CMLCluster.from_name({self.name!r}) re-attaches, if the cluster still runs"
             )
@@ -444,16 +379,16 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         return self.sync(self._status)
 
     async def _status(self) -> ClusterStatus:
-        """The cluster, as its scheduler is now."""
+        """The cluster now: asks the scheduler."""
         await self._scheduler.look()
         return await self._snapshot()
 
     async def _snapshot(self) -> ClusterStatus:
-        """The cluster, as its scheduler last told and as it stands on record."""
+        """The cluster by the scheduler's last report and the record on disk."""
         on_record = await asyncio.to_thread(self._fleet.journal.refresh)
-        return self.picture() if on_record else self._picture("lost")  # another kernel stopped it
+        return self.cached_status() if on_record else self._status_in("lost")  # another kernel stopped it
 
-    def _picture(self, state: ClusterState) -> ClusterStatus:
+    def _status_in(self, state: ClusterState) -> ClusterStatus:
         connected = self.scheduler_comm is not None
         return snapshot(
             self._fleet,
@@ -481,13 +416,13 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             logs["Cluster"] = Log("\n".join(f"{utc(at):%Y-%m-%d %H:%M:%S} {message}" for at, message in events))
         return logs
 
-    # Dask's own state: what is in `scheduler_info` is what Dask puts there
+    # Dask's `scheduler_info`: holds only what Dask puts there
 
     async def _compare(self, everything: bool) -> None:
-        """See whether Dask's stream of workers that come and go missed what the feed told.
+        """Refresh `scheduler_info` if Dask's stream of joining and leaving workers has missed some.
 
-        It ends with a connection that breaks, and goes to one kernel at a time. It is quicker than the feed: what it
-        has not told when the feed has told it twice, it will not tell.
+        The stream ends when its connection breaks, and serves one kernel at a time. It is quicker than the feed: what
+        it lacks when the feed has reported it twice, it has missed.
         """
         differ = self._scheduler.figures.keys() ^ self.scheduler_info["workers"].keys()
         if self._incomplete or (differ if everything else differ & self._differed):
@@ -496,14 +431,14 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             self._differed = differ
 
     async def _ask_dask(self) -> None:
-        """Have `scheduler_info` whole: Dask's stream tells of a new worker without its metrics."""
+        """Fetch the complete `scheduler_info`: Dask's stream reports new workers without their metrics."""
         self._incomplete, self._differed = False, set()
         if self.scheduler_comm is not None:
             self.scheduler_info = SchedulerInfo(await self.scheduler_comm.identity())
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
         self._incomplete = True
-        # Dask may have been asked in the meantime: then its stream finds it done.
+        # A refresh in the meantime may have done the same.
         with log_errors():
             if op == "add":
                 super()._update_worker_status(op, msg)
@@ -512,7 +447,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
                 self._scheduler.figures.pop(msg, None)
 
     def _forget_workers(self) -> None:
-        """They ended with their scheduler, which did not live to tell."""
+        """Remove workers that ended with their scheduler, which could not report it."""
         self.scheduler_info["workers"].clear()
         self._scheduler.figures.clear()
 
@@ -527,7 +462,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
                     await self._begin()
                 except BaseException as error:
                     try:
-                        await asyncio.wrap_future(begin(partial(self._end_launched, error)))
+                        await asyncio.wrap_future(start_shielded(partial(self._end_launched, error)))
                     finally:
                         await self._detach()
                     raise
@@ -551,11 +486,11 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         return self.failure is None and not self.closed
 
     async def _begin(self) -> None:
-        if not self._launches:
+        if not self._new:
             await self._start_up.attach()
             self._mirror_adapting()
         elif self.settings.background:
-            self._background = asyncio.ensure_future(self._start_behind())
+            self._background = asyncio.ensure_future(self._start_in_background())
         else:
             await self._start_new()
 
@@ -566,22 +501,21 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         finally:
             reporting.cancel()
         self._supervisor.begin(self.observed)
-        self._warn_if_in_part(readiness, self.settings.timeout_s)
+        self._warn_if_partly_ready(readiness, self.settings.timeout_s)
         await self._ask_dask()
         if self.settings.adapt:
             self.adapt(minimum=self.settings.adapt[0], maximum=self.settings.adapt[1])
         await self._report()
 
-    async def _start_behind(self) -> None:
-        """Start while the caller goes on."""
+    async def _start_in_background(self) -> None:
         try:
             await self._start_new()
         except Exception as error:
             self.failure = error
             try:
                 await asyncio.to_thread(self._end_launched, error)
-            except Exception as worse:  # sessions that are still up, or a record that cannot be removed
-                self.failure = worse
+            except Exception as another:  # sessions are still up, or the record cannot be removed
+                self.failure = another
             finally:
                 await self._detach()
 
@@ -597,9 +531,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         await self._scheduler.disconnect()
         self.scheduler_comm = None
 
-    def _warn_if_in_part(self, readiness: Readiness, timeout_s: float) -> None:
-        part = readiness.ready < readiness.wanted
-        self.warning = ready_in_part(self.name, readiness, timeout_s) if part else None
+    def _warn_if_partly_ready(self, readiness: Readiness, timeout_s: float) -> None:
+        missing = readiness.ready < readiness.wanted
+        self.warning = partly_ready_message(self.name, readiness, timeout_s) if missing else None
 
     async def _report_while_starting(self) -> None:
         while True:
@@ -610,56 +544,56 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         if self._on_status is not None:
             self._on_status(await self._snapshot())
 
-    def _undo(self, error: BaseException) -> None:
-        """Stop what this start launched, and let go of Dask."""
+    def _clean_up(self, error: BaseException) -> None:
+        """Stop what this start launched, and detach."""
         try:
-            finish(partial(self._end_launched, error))
+            run_shielded(partial(self._end_launched, error))
         finally:
             with contextlib.suppress(Exception):
                 self.sync(self._detach, callback_timeout=self._fleet.times.detach_s)
                 self._loop_runner.stop()
 
     def _end_launched(self, error: BaseException) -> None:
-        if not self._launches:  # another start's cluster goes on
+        if not self._new:  # the cluster goes on
             return
         try:
-            self._ended = self._fleet.end()
+            self.ended = self._fleet.end()
         except StillUpError as still_up:
             raise StartFailedError(f"{error}\n{still_up}") from error
 
     # Size
 
     def scale(self, n: int = 0, memory: float | str | None = None, cores: float | None = None) -> Any:
-        """Bring the cluster to `n` workers; ends adaptive scaling.
+        """Scale the cluster to `n` workers; ends adaptive scaling.
 
-        Up: launches sessions and returns when the platform took them (`wait_for_workers` waits). Down: moves data off
-        the workers that go, then ends exactly their sessions.
+        Up: launches sessions and returns when the platform has accepted them (`wait_for_workers` waits). Down: moves
+        data off the workers that are removed, then ends their sessions.
 
         Parameters
         ----------
         n : int
             Number of workers.
         memory : float or str
-            Bytes, or with a unit (``"24 GiB"``): as many workers as have so much together, if that is more than `n`.
+            Total memory in bytes, or with a unit (``"24 GiB"``), if that takes more than `n` workers.
         cores : float
-            As many workers as have so many threads together, if that is more than `n`.
+            Total threads, if that takes more than `n` workers.
 
         Raises
         ------
         ValueError
-            If that is no number of workers from 0 to ``max-workers``.
+            If that is not a whole number from 0 to ``max-workers``.
         RuntimeError
-            If the platform refused a session (those of this call have been stopped), or data has nowhere to go.
+            If the platform refused a session (those of this call have been stopped), or no other worker can take the
+            data.
         """
         self._check_open()
         most = self.settings.max_workers
         asked = repr(n)
         if memory is not None:
             asked += f" and memory={memory!r}"
-            n = max(n, math.ceil(parse_bytes(memory) / self._memory_per_worker))
         if cores is not None:
             asked += f" and cores={cores!r}"
-            n = max(n, math.ceil(cores / self._threads_per_worker))
+        n = max([n, *self._workers_with(cores, memory, math.ceil)])
         if isinstance(n, bool) or not isinstance(n, numbers.Integral) or not 0 <= n <= most:
             raise ValueError(
                 f"n must be a whole number of workers from 0 to {most} (the setting max-workers); not {asked}"
@@ -668,16 +602,16 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         return self._run(self.scaler.to(int(n)))
 
     def scale_down(self, workers: Iterable[Any]) -> Any:
-        """End the sessions of workers, by name; for Dask's `Adaptive`, which has retired them."""
+        """End the sessions of workers, by name, that Dask's `Adaptive` has retired."""
         return self._run(self.scaler.end(list(workers)))
 
     def scale_until_ready(
         self, n: int, wait: int | None, timeout_s: float, on_status: StatusCallback | None = None
     ) -> None:
-        """`scale` to `n` workers and wait for `wait` of them (all, if None), as a start waits.
+        """`scale` to `n` workers and wait for `wait` of them (all, if None), as a start does.
 
-        At the deadline one new worker is enough, and `warning` says what is missing. On any error, Ctrl-C too, what
-        this call launched is stopped.
+        At the timeout one new worker is enough, and `warning` says how many are missing. On any error, or Ctrl-C, the
+        sessions of this call are stopped.
 
         Raises
         ------
@@ -702,7 +636,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
                 raise StartFailedError(describe_failure(self._fleet, self.observed, reason, new)) from None
             finally:
                 reporting.cancel()
-            self._warn_if_in_part(Readiness(len(self.observed), wanted, time.monotonic() - began), timeout_s)
+            self._warn_if_partly_ready(Readiness(len(self.observed), wanted, time.monotonic() - began), timeout_s)
 
         self._stop_adapting()
         self._on_status = on_status
@@ -710,7 +644,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             self.sync(scale_and_wait)
         except BaseException as error:
             try:
-                finish(partial(self.scaler.undo, before, requested, n))
+                run_shielded(partial(self.scaler.undo, before, requested, n))
             except StillUpError as still_up:
                 raise StartFailedError(f"{error}\n{still_up}") from error
             raise
@@ -740,22 +674,15 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         minimum, maximum : int
             Numbers of workers.
         minimum_cores, maximum_cores : float
-            Threads of all workers together, which `minimum` and `maximum` are raised and lowered to.
+            Total threads; the narrower limit applies.
         minimum_memory, maximum_memory : float or str
-            Their memory together likewise, in bytes or with a unit (``"100 GiB"``).
+            Total memory likewise, in bytes or with a unit (``"100 GiB"``).
         **kwargs
             As for `distributed.deploy.Adaptive`.
         """
         self._check_open()
-        threads, memory_bytes = self._threads_per_worker, self._memory_per_worker
-        if minimum_cores is not None:
-            minimum = max(minimum, math.ceil(minimum_cores / threads))
-        if minimum_memory is not None:
-            minimum = max(minimum, math.ceil(parse_bytes(minimum_memory) / memory_bytes))
-        if maximum_cores is not None:
-            maximum = min(maximum, math.floor(maximum_cores / threads))
-        if maximum_memory is not None:
-            maximum = min(maximum, math.floor(parse_bytes(maximum_memory) / memory_bytes))
+        minimum = max([minimum, *self._workers_with(minimum_cores, minimum_memory, math.ceil)])
+        maximum = min([maximum, *self._workers_with(maximum_cores, maximum_memory, math.floor)])
         self._changing_adaptive = True
         try:
             adaptive = self._start_adapting(Adaptive, minimum=minimum, maximum=maximum, **kwargs)
@@ -766,13 +693,14 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         finally:
             self._changing_adaptive = False
 
-    @property
-    def _memory_per_worker(self) -> int:
-        return worker_memory_limit_bytes(self.settings.memory_gib)
-
-    @property
-    def _threads_per_worker(self) -> int:
-        return worker_nthreads(self.settings.cpu)
+    def _workers_with(
+        self, cores: float | None, memory: float | str | None, rounded: Callable[[float], int]
+    ) -> Iterator[int]:
+        """How many workers have so many threads together, and so much memory, for what is given."""
+        if cores is not None:
+            yield rounded(cores / worker_nthreads(self.settings.cpu))
+        if memory is not None:
+            yield rounded(parse_bytes(memory) / worker_memory_limit_bytes(self.settings.memory_gib))
 
     def _start_adapting(self, Adaptive: type[Adaptive], **kwargs: Any) -> Any:  # noqa: N803 - Dask's name
         adaptive = super().adapt(Adaptive, **kwargs)
@@ -791,9 +719,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             self._adaptive = None
 
     def _mirror_adapting(self) -> None:
-        """Follow what the record says of adaptive scaling, whichever kernel wrote it."""
+        """Start, change or stop adaptive scaling as the record says; another kernel may have changed it."""
         limits, adaptive = self._fleet.record.adapt, self._adaptive
-        if self._changing_adaptive:  # the record is about to follow
+        if self._changing_adaptive:  # the record is not written yet
             return
         if limits is None:
             self._drop_adaptive()
@@ -803,7 +731,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     # Workers
 
     def keep(self) -> Any:
-        """Start the idle countdown anew, as work would."""
+        """Restart the idle countdown, as work would."""
         self._check_open()
 
         async def keep() -> None:
@@ -813,7 +741,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         return self.sync(keep)
 
     def restart_worker(self, session: str) -> Any:
-        """Restart the worker process in a session; its session and its name stay.
+        """Restart the worker process in a session; the session and the worker's name stay.
 
         Raises
         ------
@@ -831,103 +759,98 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             raise RuntimeError(f"the worker of session {session} was not restarted: {', '.join(failures)}")
         await asyncio.to_thread(self._fleet.journal.log, f"the worker of session {session} was restarted")
 
-    # Steering: what is done while this kernel holds the cluster
+    # Steering, at intervals while this object is attached to the cluster
 
     async def _steer(self) -> None:
-        """See what has happened to the cluster, and do what has to be done about it."""
+        """Do one round of the supervisor, and what it leaves to do."""
         seen = Seen(self.observed, self._scheduler.silent_s, time.monotonic())
         try:
             await self._do(await asyncio.to_thread(self._supervisor.round, seen))
-        except (GoneError, EndingError):  # the next round, if there is one, tells
+        except (GoneError, EndingError):  # the next round finds out
             pass
         except (RuntimeError, OSError, asyncio.TimeoutError) as error:  # the platform, the disk, another kernel
             logger.warning("cluster %r: %s", self.name, error)
 
     async def _do(self, todo: Todo) -> None:
-        """Do what the supervisor leaves to whoever can talk to the scheduler."""
+        """Do what the supervisor cannot do without Dask."""
         self.steers = todo.steers
         if todo.forget_workers:
             self._forget_workers()
         if todo.gone:
-            self._part(todo.gone, todo.end)
+            self._detach_because(todo.gone, todo.end)
             return
         self._mirror_adapting()
         if todo.shrink:
             await self.scaler.trim()
 
-    def _part(self, why: str, and_end: bool) -> None:
-        """Let go of the cluster, for a reason that the user did not give."""
-        if self._parting is not None or self._dask_status != Status.running:  # somebody closes it already
+    def _detach_because(self, why: str, and_end: bool) -> None:
+        """Detach from the cluster though the user has not closed it."""
+        if self._detaching is not None or self._dask_status != Status.running:  # it is being closed already
             return
-        self.parting_words = why
+        self.why_detached = why
         self.shutdown_on_close = self.shutdown_on_close or and_end
-        self._parting = asyncio.ensure_future(self._close_quietly())
+        self._detaching = asyncio.ensure_future(self._close_quietly())
         if not self.asynchronous:
-            # The loop's thread ends with it, and cannot be waited for from there.
-            self._parting.add_done_callback(
+            # In a thread: stopping waits for the loop's own thread.
+            self._detaching.add_done_callback(
                 lambda _: threading.Thread(target=self._loop_runner.stop, daemon=True).start()
             )
 
     async def _close_quietly(self) -> None:
         try:
             await self._close()
-        except StillUpError as error:  # they are on record; nobody waits for this
+        except StillUpError as error:  # no caller waits for this; the sessions are on record
             logger.warning("%s", error)
 
     # Closing
 
-    @property
-    def ended(self) -> Ended | None:
-        """What was stopped, once this object stopped its cluster."""
-        return self._ended
-
     def close(self, timeout: float | None = None) -> Any:
-        """Stop the cluster's sessions and see them end; after `from_name`, only let go (see `shutdown_on_close`).
+        """Stop the cluster's sessions and wait for their end; after `from_name`, only detach (see `shutdown_on_close`).
 
         Raises
         ------
         RuntimeError
-            Naming the sessions that the platform did not end; they are kept on record, and can be closed again.
+            Naming the sessions that the platform did not end; they stay on record, and `close` can be called again.
         """
         if self.closed:
             if not self._must_end:
                 return NoOpAwaitable() if self.asynchronous else None
             if self.asynchronous:
                 return asyncio.ensure_future(self._end())
-            self._ended = finish(self._fleet.end)  # without the loop, which has stopped
+            self.ended = run_shielded(self._fleet.end)  # without the loop, which has stopped
             return None
         if self.loop.asyncio_loop.is_closed():  # the interpreter is shutting down; the cluster goes on
             return None
-        # Not Dask's own close, which keeps every RuntimeError to itself.
+        # Not Dask's own `close`, which suppresses every RuntimeError.
         closing = None
         try:
             closing = self.sync(self._close, callback_timeout=timeout)
         finally:
             if not self.asynchronous:
-                self._loop_runner.stop()  # its thread, unless a client still uses it
+                self._loop_runner.stop()  # ends its thread, unless a client still uses it
         return closing
 
     def shutdown(self) -> Any:
-        """Stop the cluster's sessions, whoever started them. Returns what was stopped."""
+        """Stop the cluster's sessions, after `from_name`, too. Returns what was stopped."""
         self.shutdown_on_close = True
         closing = self.close()
         if closing is None:
-            return self._ended
+            return self.ended
 
         async def ended() -> Ended | None:
             await closing
-            return self._ended
+            return self.ended
 
         return ended()
 
     async def _close(self) -> None:
         if self.status == Status.closed:
             return
-        # Now, not when all is over: Dask's clients of this cluster then close, and do not look for it for 30 seconds.
+        # Now, not at the end: Dask's clients of this cluster then close, and do not try to reconnect for 30 seconds.
         self.status = Status.closing
         if self._background is not None:
             self._background.cancel()
-        if self._adaptive is not None:  # only here: another kernel may take it up again
+        if self._adaptive is not None:  # not on record: other kernels may go on with it
             self._adaptive.stop()
         try:
             if self._must_end:
@@ -937,18 +860,18 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     @property
     def _must_end(self) -> bool:
-        """Whether the cluster is to end with this object, and has not been seen to."""
-        return bool(self.shutdown_on_close) and self._ended is None
+        """Whether closing must stop the cluster, and has not done so yet."""
+        return bool(self.shutdown_on_close) and self.ended is None
 
     async def _end(self) -> None:
-        self._ended = await asyncio.wrap_future(begin(self._fleet.end))
+        self.ended = await asyncio.wrap_future(start_shielded(self._fleet.end))
 
     async def _detach(self) -> None:
-        """Let go of scheduler and platform; the cluster goes on."""
+        """Disconnect from scheduler and platform; the cluster goes on."""
         self._fleet.unwatch()
         await asyncio.to_thread(self._supervisor.release)
         await self._scheduler.stop()
-        # The stream to a scheduler that was cut off ends when the network says so; closing must not wait for that.
+        # Closing must not wait until a broken connection to the scheduler times out.
         if self._watch_worker_status_task is not None and self._watch_worker_status_comm is not None:
             self._watch_worker_status_comm.abort()
         await super()._close()
@@ -957,11 +880,5 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             self._on_end(self)
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do it now, or as a task where the caller runs on the loop: Dask's callers do not always await."""
-        if self.asynchronous:
-            return asyncio.ensure_future(work)
-
-        async def done() -> Any:
-            return await work
-
-        return self.sync(done)
+        """Do it and return the result; on the loop, as a task, because Dask's callers do not always await it."""
+        return asyncio.ensure_future(work) if self.asynchronous else self.sync(lambda: work)

@@ -1,6 +1,6 @@
-"""The one way to change a cluster's size: sessions are launched or, after their workers were retired, ended.
+"""Changes a cluster's size: launches sessions, or retires workers and then ends their sessions.
 
-Dask's adaptive scaling goes the same way, in one kernel alone, and within what the platform bears.
+Dask's adaptive scaling uses it too: in one kernel only, and with pauses when the platform refuses sessions.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Scaler:
         Its sessions.
     scheduler : SchedulerView
     connected : callable
-        The workers that are connected, by address.
+        The connected workers by address.
     supervisor : Supervisor
-        Says whether sessions may be launched that nobody asked for by hand.
+        Launches for adaptive scaling.
     """
 
     def __init__(
@@ -51,31 +51,32 @@ class Scaler:
         self._lock = asyncio.Lock()
 
     async def to(self, n: int) -> None:
-        """Bring the cluster to `n` workers, as somebody asked by hand.
+        """Scale to `n` workers, as the user asked.
 
         Raises
         ------
         RuntimeError
-            If the platform refused a session (those of this call have been stopped), or data has nowhere to go.
+            If the platform refused a session (those of this call have been stopped), or no other worker can take the
+            data.
         """
         async with self._lock:
             await (self._grow(n) if n >= len(self._fleet.plan) else self._shrink(n))
 
     async def trim(self) -> None:
-        """End what is more than was asked for: sessions of a broken launch call that turned out to be ours."""
+        """End surplus workers: sessions of a failed launch call that turned out to be ours."""
         async with self._lock:
-            if len(self._fleet.plan) > self._fleet.record.requested:  # whoever scaled last may have asked for more
+            if len(self._fleet.plan) > self._fleet.record.requested:  # may have changed
                 await self._shrink(self._fleet.record.requested)
 
     async def follow_load(self, n: int) -> None:
-        """Grow to `n` workers, or to as many as the platform grants, as Dask's adaptive scaling asks."""
+        """Grow to `n` workers, or as many as the platform grants, for Dask's adaptive scaling."""
         if await asyncio.to_thread(self._supervisor.may_launch):
             async with self._lock:
                 await asyncio.to_thread(self._supervisor.launch, n)
                 await asyncio.to_thread(self._note_load)
 
     async def withdraw(self, workers: Collection[Any]) -> None:
-        """Note that Dask is about to retire workers, by name: their end is no loss."""
+        """Put on record that Dask is about to retire workers, by name, so that their end is no loss."""
         doomed = {session_of(worker) for worker in workers}
         noted = partial(_scaled, n=len(self._fleet.plan - doomed), by="Dask", again=False)
         await asyncio.to_thread(self._fleet.withdraw, doomed, noted)
@@ -86,7 +87,7 @@ class Scaler:
         await asyncio.to_thread(self._note_load)
 
     def undo(self, before: set[str], requested: int, n: int) -> None:
-        """Stop what was launched to come to `n` workers since the plan was `before` and `requested` were asked for.
+        """Stop what was launched to scale to `n`, since the plan was `before` and `requested` workers were requested.
 
         Raises
         ------
@@ -96,14 +97,14 @@ class Scaler:
         fleet = self._fleet
         fleet.launches.settle()
         new = fleet.plan - before
-        # Those that died have left the plan, but the number would still ask for them.
+        # Sessions that died have left the plan, but `requested` still counts them.
         if new or n > requested:
-            # First this, or they would be taken for missing.
+            # First the record, so that they are not replaced.
             fleet.withdraw(new, lambda record: replace(record, requested=requested))
             fleet.stop(new)
 
     async def _grow(self, n: int) -> None:
-        """Launch what is missing to `n` workers, or nothing; with the lock held."""
+        """Launch what is missing to `n` workers, all or nothing; with the lock held."""
         fleet = self._fleet
         before = fleet.record.requested
         launched = await asyncio.to_thread(fleet.launches.grow, n)
@@ -111,16 +112,16 @@ class Scaler:
             came = [info.id for info in launched.sessions]
             message = await asyncio.to_thread(fleet.tidy_refusal, launched, [*launched.strays, *came])
             raise RuntimeError(f"cluster {fleet.record.name!r} stays at {len(fleet.plan)} workers: {message}")
-        # Who asks by hand wants to see it tried again, whatever failed before.
+        # The user wants another try, whatever failed before.
         noted = partial(_scaled, n=n, by=_this_kernel()) if n != before else _tried_again
         await asyncio.to_thread(fleet.journal.update, noted)
 
     async def _shrink(self, n: int) -> None:
-        """End what is too much for `n` workers; with the lock held."""
+        """End surplus workers down to `n`; with the lock held."""
         fleet = self._fleet
         connected = {session_of(worker.name) for worker in self._connected().values()}
         surplus = len(fleet.plan) - n
-        # First those that do no work yet, then those that Dask can spare most easily.
+        # First those that are not connected, then those that Dask chooses.
         victims = sorted(fleet.plan - connected)[:surplus]
         if len(victims) < surplus:
             victims += await self._scheduler.spare(surplus - len(victims))
@@ -136,7 +137,7 @@ class Scaler:
         await self._stop(victims)
 
     async def _retire(self, victims: Collection[str], lose_data: bool) -> None:
-        """Have Dask move the data off workers that are about to go."""
+        """Have Dask move the data off workers that will be ended."""
         names = [worker.name for worker in self._connected().values() if session_of(worker.name) in victims]
         kept = await self._scheduler.retire(names) if names else set()
         if kept and not lose_data:
@@ -150,7 +151,7 @@ class Scaler:
         await self._scheduler.look()
 
     def _note_load(self) -> None:
-        """Write down how many workers Dask asks for, if that is news."""
+        """Put on record how many workers Dask asks for, if that has changed."""
         n = len(self._fleet.plan)
         if n != self._fleet.record.requested:
             self._fleet.journal.update(lambda record: _scaled(record, n, "Dask", again=False))
@@ -166,36 +167,36 @@ def _tried_again(record: Record) -> Record:
 
 
 def _this_kernel() -> str:
-    """This kernel, as others can tell it from theirs."""
+    """This kernel's name in events."""
     return f"kernel {os.getpid()} on {socket.gethostname()}"
 
 
 class SessionAdaptive(Adaptive):  # type: ignore[misc]
-    """Dask's adaptive scaling, in the kernel that steers; it leaves the platform alone where that refuses sessions."""
+    """Dask's adaptive scaling, active only in the kernel that steers the cluster."""
 
     cluster: Any
 
     async def adapt(self) -> None:
-        """Look at the load, and scale by it."""
+        """Scale by the load."""
         if self.cluster.steers:
             await super().adapt()
 
     async def target(self) -> int:
-        """How many workers the load asks for; as many as there are while the scheduler cannot be reached."""
+        """How many workers the load needs; the present number while the scheduler cannot be reached."""
         try:
             return int(await super().target())
-        except OSError:  # older releases of Dask would never adapt again
+        except OSError:  # would end adaptive scaling in older releases of Dask
             return len(self.plan)
 
     async def workers_to_close(self, target: int) -> list[Any]:
-        """Which workers can be spared; none while the scheduler cannot be reached."""
+        """Which workers to end; none while the scheduler cannot be reached."""
         try:
             return list(await super().workers_to_close(target))
         except OSError:
             return []
 
     async def scale_up(self, n: int) -> None:
-        """Bring the cluster up to `n` workers, or to as many as the platform grants."""
+        """Grow to `n` workers, or as many as the platform grants."""
         await self.cluster.scaler.follow_load(n)
 
     async def scale_down(self, workers: Collection[Any]) -> None:

@@ -1,8 +1,7 @@
-"""What is said to and heard from one scheduler.
+"""Communication with one scheduler.
 
-The scheduler itself tells a few figures of each worker, and on a feed only those that changed: Dask's own stream of
-workers that come and go carries no CPU and memory, and asking for all that the scheduler knows is megabytes where there
-are thousands of workers.
+On a feed the scheduler sends a few figures of each worker, and then only what changed. Dask's own stream of joining and
+leaving workers has no CPU and memory, and the scheduler's full state is megabytes for thousands of workers.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerFigures(NamedTuple):
-    """What the scheduler last heard of one worker.
+    """The scheduler's figures of one worker.
 
     Parameters
     ----------
@@ -59,26 +58,26 @@ class WorkerFigures(NamedTuple):
 
 @dataclass(frozen=True)
 class _News:
-    """What changed since the last time, or all there is, the first time.
+    """One message of the feed: what has changed since the last one; the first one has everything.
 
     Parameters
     ----------
     changed : dict
-        Worker address to the worker's figures.
+        Figures of workers, by address.
     gone : tuple of str
         Addresses of workers that left.
     idle_s : float or None
         Seconds since the cluster last worked, None while it works.
     """
 
-    changed: dict[str, WorkerFigures] = field(default_factory=dict)
-    gone: tuple[str, ...] = ()
-    idle_s: float | None = None
+    changed: dict[str, WorkerFigures]
+    gone: tuple[str, ...]
+    idle_s: float | None
 
 
 def figures_of(worker: Mapping[str, Any]) -> WorkerFigures:
-    """The figures in what Dask says of a worker (``Scheduler.identity()["workers"][address]``)."""
-    metrics = worker.get("metrics", {})  # missing in what Dask's stream tells of a new worker
+    """The figures from Dask's entry of a worker (``Scheduler.identity()["workers"][address]``)."""
+    metrics = worker.get("metrics", {})  # missing for a new worker in Dask's stream
     tasks = metrics.get("task_counts", {})
     return WorkerFigures(
         str(worker["name"]),
@@ -92,14 +91,14 @@ def figures_of(worker: Mapping[str, Any]) -> WorkerFigures:
 
 
 class SchedulerView:
-    """One scheduler as this kernel hears it: figures of its workers, their history, and how long it has been silent.
+    """The connection to one scheduler: figures of its workers, their history, and how long it has been silent.
 
     Parameters
     ----------
     on_news : callable
-        Awaited after each of its news, with whether they told of every worker.
+        Awaited after each message, with whether it covered every worker.
     on_break : callable
-        Called when the connection broke or could not be made again.
+        Called when the feed's connection broke or could not be made.
     times : Times, optional
     """
 
@@ -123,30 +122,30 @@ class SchedulerView:
 
     @property
     def silent_s(self) -> float:
-        """For how many seconds longer than it should the scheduler has told nothing."""
+        """For how many seconds the scheduler's report is overdue."""
         if self._heard_at is None:
             return 0.0
         return max(0.0, time.monotonic() - self._heard_at - 2 * self._interval_s)
 
     def connect(self, address: str, security: Security) -> None:
-        """Make ready to talk to the scheduler at `address`; who listens there shows with the first call."""
-        # Once: the files that it reads go when the cluster does, and that may be noticed late.
+        """Prepare the connection to the scheduler at `address`; the first call makes it."""
+        # Only once: the certificate files are removed when the cluster ends, and this may still run then.
         self._connection_args = security.get_connection_args("client")
         self.comm = rpc(address, connection_args=self._connection_args)
 
     async def disconnect(self) -> None:
-        """Take `connect` back."""
+        """Undo `connect`."""
         if self.comm is not None:
             await self.comm.close_rpc()
             self.comm = None
 
     def start(self) -> None:
-        """Have the scheduler tell its news from now on."""
+        """Start listening to the feed."""
         self._heard_at = time.monotonic()
         self._listening = asyncio.ensure_future(self._listen())
 
     async def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._listening is not None:
             self._listening.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -154,7 +153,7 @@ class SchedulerView:
             self._listening = None
 
     def listen_often(self, often: bool) -> None:
-        """Have the scheduler tell its news every second while somebody looks, else just often enough to be sure."""
+        """Listen every second while the figures are shown, otherwise just often enough to notice changes."""
         interval_s = self._times.shown_s if often else self._times.unseen_s
         if interval_s != self._interval_s and self._listening is not None:
             self._interval_s = interval_s
@@ -162,7 +161,7 @@ class SchedulerView:
             self._listening = asyncio.ensure_future(self._listen())
 
     async def look(self) -> None:
-        """Ask the scheduler now; where it does not answer, what was heard stands."""
+        """Ask the scheduler now; without an answer, the figures stay."""
         if self.comm is None:
             return
         with contextlib.suppress(OSError, asyncio.TimeoutError):
@@ -170,37 +169,37 @@ class SchedulerView:
             await self._take_in(news, everything=True)
 
     async def keep(self) -> None:
-        """Start the idle countdown anew, as work would."""
+        """Restart the idle countdown, as work would."""
 
         def now_active(dask_scheduler: Any) -> None:
             import time
 
             dask_scheduler.idle_since = time.time()
 
-        # A function inside a function goes by value: the scheduler's session need not have this module.
+        # A nested function is pickled by value: the scheduler's session need not have this module.
         await self.comm.run_function(function=dumps(now_active), args=dumps(()), kwargs=dumps({}))
 
     async def restart(self, addresses: Collection[str]) -> list[str]:
-        """Restart workers by address; what became of those that did not come back."""
+        """Restart workers by address; returns the errors of those that did not come back."""
         outcome = await self.comm.restart_workers(
             workers=list(addresses),
             timeout=self._times.restart_s,
             on_error="return",
             stimulus_id=f"cml-dask-magics-restart-{time.time()}",
         )
-        return [words for words in outcome.values() if words != "OK"]
+        return [result for result in outcome.values() if result != "OK"]
 
     async def retire(self, names: Collection[str]) -> set[str]:
-        """Have Dask move the data off workers and end them; the names of those whose data has nowhere to go."""
+        """Have Dask move the data off workers and end them; returns the names of those that it kept for their data."""
         retired = await self.comm.retire_workers(names=list(names), remove=True, close_workers=True)
         return set(names) - {worker["name"] for worker in retired.values()}
 
     async def spare(self, n: int) -> list[str]:
-        """Sessions of up to `n` workers that Dask can spare most easily."""
+        """Sessions of up to `n` workers that Dask would end first."""
         return [session_of(name) for name in await self.comm.workers_to_close(n=n, attribute="name")]
 
     async def _listen(self) -> None:
-        """Take in the scheduler's news, again and again where the connection breaks."""
+        """Listen to the feed, and connect again when the connection breaks."""
         while True:
             news = self._feed(self._interval_s)
             first = True
@@ -210,14 +209,14 @@ class SchedulerView:
                     first = False
             except (OSError, asyncio.TimeoutError):  # the scheduler is gone, or the network for a while
                 self._on_break()
-            except Exception:  # the next connection may do better
+            except Exception:  # the next connection may succeed
                 logger.exception("the scheduler's news could not be taken in")
             finally:
                 await news.aclose()
             await asyncio.sleep(self._times.shown_s)
 
     async def _feed(self, interval_s: float) -> AsyncGenerator[_News, None]:
-        """Have the scheduler tell what changed, every `interval_s` seconds, on a connection of its own.
+        """The feed's messages, one every `interval_s` seconds, on a connection of its own.
 
         Raises
         ------
@@ -227,9 +226,9 @@ class SchedulerView:
         comm = await connect(self.comm.address, timeout=self._times.answer_s, **self._connection_args)
         try:
             comm.name = "cml-dask-magics feed"
-            # Not Dask's run_function, which writes each call into the scheduler's log.
-            remember, tell = dumps(_make_remember()), dumps(_make_tell())
-            await comm.write({"op": "feed", "setup": remember, "function": tell, "interval": interval_s})
+            # Not Dask's run_function, which logs each call in the scheduler.
+            setup, report = dumps(_make_setup()), dumps(_make_report())
+            await comm.write({"op": "feed", "setup": setup, "function": report, "interval": interval_s})
             while True:
                 yield _read(await comm.read())
         finally:
@@ -258,7 +257,7 @@ class SchedulerView:
 
 
 def _sample(workers: Collection[WorkerFigures]) -> Sample:
-    """What the workers do together now."""
+    """The workers' totals now."""
     return Sample(
         at=datetime.now(timezone.utc),
         cpu_percent=sum(worker.cpu_percent for worker in workers),
@@ -267,17 +266,16 @@ def _sample(workers: Collection[WorkerFigures]) -> Sample:
     )
 
 
-def _make_tell() -> Any:
-    # A function inside a function goes by value: the scheduler's session need not have this module.
-    def tell(dask_scheduler: Any, told: dict[str, Any] | None = None) -> dict[str, Any]:
+def _make_report() -> Any:
+    # A nested function is pickled by value: the scheduler's session need not have this module.
+    def report(dask_scheduler: Any, sent: dict[str, Any]) -> dict[str, Any]:
         import time
 
-        told = {} if told is None else told
         changed = {}
         for address, worker in dask_scheduler.workers.items():
             metrics = worker.metrics
             tasks = metrics.get("task_counts", {})
-            # Per cent and MiB: what nobody could see on the screen is not news.
+            # Whole per cent and MiB: smaller changes do not show on the screen.
             figures = (
                 worker.name,
                 worker.nthreads,
@@ -287,33 +285,30 @@ def _make_tell() -> Any:
                 int(metrics.get("spilled_bytes", {}).get("disk", 0)) >> 20,
                 tasks.get("executing", 0) + tasks.get("long-running", 0),
             )
-            if told.get(address) != figures:
-                changed[address] = told[address] = figures
-        gone = [address for address in told if address not in dask_scheduler.workers]
+            if sent.get(address) != figures:
+                changed[address] = sent[address] = figures
+        gone = [address for address in sent if address not in dask_scheduler.workers]
         for address in gone:
-            del told[address]
+            del sent[address]
         since = dask_scheduler.check_idle()
         return {"changed": changed, "gone": gone, "idle_s": max(0.0, time.time() - since) if since else None}
 
-    return tell
+    return report
 
 
-def _make_remember() -> Any:
-    def remember(_scheduler: Any) -> dict[str, Any]:
-        return {}
+def _make_setup() -> Any:
+    def setup(_scheduler: Any) -> dict[str, Any]:
+        return {}  # what `report` has sent
 
-    return remember
+    return setup
 
 
 def _read(answer: Any) -> _News:
-    """News from what the scheduler sent, which says with an error that it does not take such requests."""
+    """A message of the feed; the scheduler may answer with an error instead."""
     if not isinstance(answer, Mapping) or "changed" not in answer:
-        raise OSError(f"the scheduler does not tell of its workers: {answer!r:.300}")
-    changed = {address: _figures(*figures) for address, figures in answer["changed"].items()}
+        raise OSError(f"the scheduler did not send the figures of its workers: {answer!r:.300}")
+    changed = {
+        address: WorkerFigures(str(name), nthreads, limit, cpu, memory_mib << 20, spilled_mib << 20, executing)
+        for address, (name, nthreads, limit, cpu, memory_mib, spilled_mib, executing) in answer["changed"].items()
+    }
     return _News(changed, tuple(answer["gone"]), answer["idle_s"])
-
-
-def _figures(
-    name: Any, nthreads: int, memory_limit: int, cpu: int, memory_mib: int, spilled_mib: int, executing: int
-) -> WorkerFigures:
-    return WorkerFigures(str(name), nthreads, memory_limit, cpu, memory_mib << 20, spilled_mib << 20, executing)

@@ -1,4 +1,4 @@
-"""Work that comes to its end though the user loses patience: stopping what was launched."""
+"""Work that Ctrl-C does not interrupt: stopping what was launched."""
 
 from __future__ import annotations
 
@@ -10,24 +10,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def begin(work: Callable[[], T]) -> Future[T]:
-    """Do work in a thread of its own, which nothing that befalls its caller ends.
+def start_shielded(work: Callable[[], T]) -> Future[T]:
+    """Call `work` in a thread of its own; the future has its result.
 
-    Ctrl-C reaches the main thread alone, cancelling a task leaves the thread as it is, and the interpreter waits for
-    it before it exits. (A loop waits for the threads of ``asyncio.to_thread`` before it stops; not for this one.)
-
-    Parameters
-    ----------
-    work : callable
-        Called without arguments.
-
-    Returns
-    -------
-    concurrent.futures.Future
-        What it returns or raises.
+    Ctrl-C only reaches the main thread, and cancelling a task does not stop the thread. The interpreter waits for it
+    before it exits; a loop that stops does not, as it would for the threads of ``asyncio.to_thread``.
     """
     done: Future[T] = Future()
-    done.set_running_or_notify_cancel()  # from here on it cannot be cancelled
+    done.set_running_or_notify_cancel()  # so that it cannot be cancelled
 
     def run() -> None:
         try:
@@ -35,10 +25,10 @@ def begin(work: Callable[[], T]) -> Future[T]:
         except BaseException as error:
             done.set_exception(error)
 
-    threading.Thread(target=run, name="cml-dask-magics undo").start()
+    threading.Thread(target=run, name="cml-dask-magics shielded").start()
     return done
 
 
-def finish(work: Callable[[], T]) -> T:
-    """Do work in a thread of its own and wait for it; Ctrl-C ends the waiting, and never the work."""
-    return begin(work).result()
+def run_shielded(work: Callable[[], T]) -> T:
+    """Call `work` in a thread of its own and wait for the result; Ctrl-C ends the wait, but not the work."""
+    return start_shielded(work).result()

@@ -1,4 +1,4 @@
-"""Puts one `ClusterStatus` together from what the record, the platform's listing and the scheduler know."""
+"""Makes a `ClusterStatus` from the record, the platform's listing and the scheduler's figures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
 from cml_dask_magics.model.record import SessionRecord
 from cml_dask_magics.model.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus
 
+_NO_FIGURES = WorkerFigures("", 0, 0, 0.0, 0, 0, 0)
+
 
 def snapshot(
     fleet: Fleet,
@@ -24,7 +26,7 @@ def snapshot(
     history: Sequence[Sample] = (),
     peak_memory_bytes: int = 0,
 ) -> ClusterStatus:
-    """One cluster at this moment.
+    """The cluster's status.
 
     Parameters
     ----------
@@ -32,14 +34,14 @@ def snapshot(
         Its sessions.
     state : ClusterState
     workers : mapping
-        What the scheduler says of each connected worker, by address.
+        The connected workers by address.
     scheduler_address : str, optional
-        Where the scheduler is connected; None while it is not.
+        None while the scheduler is not connected.
     dashboard_link, read_only_link : str, optional
     idle_s : float, optional
         Seconds since the cluster last worked.
     history : sequence of Sample, optional
-        What was seen of the last minutes, oldest first.
+        The last minutes, oldest first.
     peak_memory_bytes : int, optional
     """
     record = fleet.record
@@ -58,7 +60,9 @@ def snapshot(
         idle_s=idle_s,
         scheduler=_session_status(fleet, scheduler, scheduler_address) if scheduler is not None else None,
         workers=tuple(
-            _session_status(fleet, session, addresses.get(session.id), workers.get(addresses.get(session.id, "")))
+            _session_status(
+                fleet, session, addresses.get(session.id), workers.get(addresses.get(session.id, ""), _NO_FIGURES)
+            )
             for session in sessions
         ),
         dashboard_link=dashboard_link,
@@ -74,7 +78,7 @@ def snapshot(
 
 
 def _session_status(
-    fleet: Fleet, session: SessionRecord, address: str | None, worker: WorkerFigures | None = None
+    fleet: Fleet, session: SessionRecord, address: str | None, worker: WorkerFigures = _NO_FIGURES
 ) -> SessionStatus:
     return SessionStatus(
         session=session.id,
@@ -82,23 +86,23 @@ def _session_status(
         state_since=utc(session.running_at or session.launched_at),
         ip_address=fleet.ip_address(session) or (_host(address) if address else None),
         address=address,
-        nthreads=worker.nthreads if worker else 0,
-        cpu_percent=worker.cpu_percent if worker else 0.0,
-        memory_bytes=worker.memory_bytes if worker else 0,
-        memory_limit_bytes=worker.memory_limit_bytes if worker else 0,
-        spilled_bytes=worker.spilled_bytes if worker else 0,
-        executing=worker.executing if worker else 0,
+        nthreads=worker.nthreads,
+        cpu_percent=worker.cpu_percent,
+        memory_bytes=worker.memory_bytes,
+        memory_limit_bytes=worker.memory_limit_bytes,
+        spilled_bytes=worker.spilled_bytes,
+        executing=worker.executing,
     )
 
 
 def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
-    """Where a browser of the user finds the dashboard; empty while that is not known.
+    """The dashboard's address for the user's browser; empty while it is not known.
 
     Parameters
     ----------
     fleet : Fleet
     dasks_own : str
-        What ``distributed.dashboard.link`` in Dask's configuration makes of the scheduler's address.
+        Dask's address, by ``distributed.dashboard.link`` in its configuration.
     """
     scheduler, platform = fleet.record.scheduler, fleet.pool.platform
     if scheduler is None or not scheduler.app_url:
@@ -111,7 +115,7 @@ def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
 
 
 def read_only_link(fleet: Fleet) -> str | None:
-    """The platform's other address of what a session serves on ``CDSW_READONLY_PORT``, by its documentation."""
+    """The platform's second, read-only address of the dashboard, built as its documentation says."""
     scheduler, domain = fleet.record.scheduler, fleet.pool.platform.domain
     return f"https://read-only-{scheduler.id}.{domain}/status" if scheduler is not None and domain else None
 

@@ -1,4 +1,4 @@
-"""How a cluster comes up: scheduler and workers are launched at once, find each other, and are waited for."""
+"""How a cluster starts: scheduler and workers are launched at the same time, connect, and are waited for."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.model.record import Role
 from cml_dask_magics.platforms.pool import Launched
 from cml_dask_magics.registry.liveness import scheduler_address
+from cml_dask_magics.registry.start_times import note_start
 
 
 @dataclass(frozen=True)
 class Readiness:
-    """What a start came to: how many workers are connected, of how many that were waited for, after how long."""
+    """The result of a start: connected workers, workers that were waited for, duration."""
 
     ready: int
     wanted: int
@@ -25,7 +26,7 @@ class Readiness:
 
 
 class Start:
-    """Brings one cluster up, or attaches to one that another kernel has brought up.
+    """Starts a cluster, or attaches to one.
 
     Parameters
     ----------
@@ -34,9 +35,9 @@ class Start:
     observed : callable
         Ids of the sessions whose worker is connected.
     connect : callable
-        Awaited with the scheduler's address: connects, or raises ``OSError``.
+        Awaited with the scheduler's address; raises ``OSError`` if it cannot connect.
     disconnect : callable
-        Awaited after a connection that failed half way.
+        Awaited after `connect` has failed.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Start:
         try:
             for role, count in counts.items():
                 launches.append(asyncio.ensure_future(asyncio.to_thread(fleet.launches.launch, role, count)))
-                # First come, first served: without a scheduler the workers would hold their places for nothing.
+                # The scheduler first: if resources are short, workers without a scheduler would only block them.
                 await asyncio.wait(launches, timeout=fleet.times.head_start_s)
             fleet.watch()
             await self._connect_when_up(deadline, launches)
@@ -77,16 +78,16 @@ class Start:
         except TimeoutError as error:
             raise StartFailedError(describe_failure(fleet, self._observed(), str(error))) from None
         readiness = Readiness(len(self._observed()), wanted, time.monotonic() - began)
-        await asyncio.to_thread(self._write_down, readiness)
+        await asyncio.to_thread(self._record_readiness, readiness)
         return readiness
 
     async def attach(self) -> None:
-        """Connect to a cluster that another start brought up, or is bringing up this very moment.
+        """Connect to a cluster that is running, or is being started by another kernel.
 
         Raises
         ------
         RuntimeError
-            If it does not come up, or its scheduler does not answer.
+            If it does not start, or its scheduler does not answer.
         """
         fleet, name = self._fleet, self._fleet.record.name
         deadline = time.monotonic() + fleet.settings.timeout_s
@@ -114,17 +115,17 @@ class Start:
         launches: Collection[asyncio.Future[Any]] = (),
         ids: Collection[str] | None = None,
     ) -> None:
-        """Wait until `n` workers are connected, or the deadline has passed with one at least.
+        """Wait until `n` workers are connected, or at least one at the deadline.
 
         Parameters
         ----------
         n : int
         deadline : float
-            Of ``time.monotonic()``.
+            By ``time.monotonic()``.
         launches : collection of Future
             Launch calls that may still fail.
         ids : collection of str, optional
-            Only these sessions count.
+            Only these sessions are counted.
 
         Raises
         ------
@@ -154,7 +155,7 @@ class Start:
                     await self._connect(address)
                     return
                 except (OSError, asyncio.TimeoutError):
-                    # Its port is not open yet, or its session has just died: the next round tells.
+                    # Its port is not open yet, or its session has just died: the next round finds out.
                     await self._disconnect()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the scheduler did not come up within {fleet.settings.timeout_s:g} s")
@@ -165,27 +166,27 @@ class Start:
         for launch in launches:
             if launch.done():
                 launch.result()
-        over = {"stopping": "another kernel stopped it", "lost": "its scheduler is gone"}
-        if why := over.get(fleet.record.state):
+        ended = {"stopping": "another kernel stopped it", "lost": "its scheduler is gone"}
+        if why := ended.get(fleet.record.state):
             raise StartFailedError(describe_failure(fleet, self._observed(), why, ids))
-        # All launches must have answered, or the message would name half of what was refused.
+        # Only when all launch calls have returned, so that the message names all refusals.
         lost = fleet.lost if ids is None else {key for key in fleet.lost if key in ids}
         refused = fleet.launches.refusals if ids is None else ()
         if (refused or lost) and all(launch.done() for launch in launches):
             raise StartFailedError(describe_failure(fleet, self._observed(), "a session was refused or died", ids))
 
-    def _write_down(self, readiness: Readiness) -> None:
+    def _record_readiness(self, readiness: Readiness) -> None:
         fleet = self._fleet
         message = f"{readiness.ready} worker{'s' if readiness.ready != 1 else ''} ready in {readiness.took_s:.1f} s"
         if readiness.ready < readiness.wanted:
-            message = ready_in_part(fleet.record.name, readiness, fleet.settings.timeout_s)
+            message = partly_ready_message(fleet.record.name, readiness, fleet.settings.timeout_s)
         fleet.journal.update(lambda record: replace(record, state="running").with_event(message))
         if readiness.ready >= fleet.settings.n_workers:
-            fleet.journal.registry.note_start(fleet.record.backend, readiness.took_s)
+            note_start(fleet.journal.registry.directory, fleet.record.backend, readiness.took_s)
 
 
-def ready_in_part(name: str, readiness: Readiness, timeout_s: float) -> str:
-    """What is told when the time is up and some workers are still missing."""
+def partly_ready_message(name: str, readiness: Readiness, timeout_s: float) -> str:
+    """The message if some workers are missing at the timeout."""
     return (
         f"cluster {name!r}: {readiness.ready} of {readiness.wanted} workers are ready after {timeout_s:g} s; "
         f"the other {readiness.wanted - readiness.ready} join when the platform starts them"

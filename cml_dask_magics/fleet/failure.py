@@ -1,4 +1,4 @@
-"""What is told when a cluster does not start: each session, what became of it, why, and what it printed last."""
+"""The error message when a cluster does not start: for each session its state, the reason, and its last output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StartFailedError(RuntimeError):
 def describe_failure(
     fleet: Fleet, connected: Collection[str], reason: str, added: Collection[str] | None = None
 ) -> str:
-    """The whole story, to be told after everything has been stopped.
+    """The error message, for after everything has been stopped.
 
     Parameters
     ----------
@@ -29,34 +29,34 @@ def describe_failure(
     connected : collection of str
         Ids of the sessions whose Dask process was connected.
     reason : str
-        What ended the start, in a few words.
+        Why the start failed, in a few words.
     added : collection of str, optional
-        The sessions of this call alone, where a running cluster was to grow.
+        When a running cluster was to grow: the sessions of this call.
     """
-    stories = list(_stories(fleet, connected, added))
+    sessions = list(_session_lines(fleet, connected, added))
     failed = "did not start" if added is None else "could not be scaled"
-    more = [f"  and {len(stories) - _SHOWN_SESSIONS} more sessions"] if len(stories) > _SHOWN_SESSIONS else []
+    more = [f"  and {len(sessions) - _SHOWN_SESSIONS} more sessions"] if len(sessions) > _SHOWN_SESSIONS else []
     return "\n".join(
         [
             f"cluster {fleet.record.name!r} {failed}: {reason}. "
             "Every session that this call launched has been stopped.",
-            *stories[:_SHOWN_SESSIONS],
+            *sessions[:_SHOWN_SESSIONS],
             *more,
             f"  All that they printed: {fleet.folder / 'logs'}",
         ]
     )
 
 
-def _stories(fleet: Fleet, connected: Collection[str], added: Collection[str] | None) -> Iterator[str]:
-    for role, words in fleet.launches.refusals if added is None else ():
-        yield f"  a session for a {role} was refused: {words}"
+def _session_lines(fleet: Fleet, connected: Collection[str], added: Collection[str] | None) -> Iterator[str]:
+    for role, reason in fleet.launches.refusals if added is None else ():
+        yield f"  a session for a {role} was refused: {reason}"
     for session in fleet.lost.values():
         if added is None or session.id in added:
-            yield (
-                f"  session {session.id} ({session.role}) ended{_how(fleet, session.id)} before it was of use"
-                + _printed(fleet, session.id)
-            )
-    told = {
+            status = fleet.ended_as(session.id)
+            ended = f"ended ({status})" if status else "ended"
+            printed = _printed(fleet, session.id)
+            yield f"  session {session.id} ({session.role}) {ended} before it was of use{printed}"
+    words = {
         "pending": "was not started by the platform yet",
         "starting": "runs, but its Dask process did not connect",
         "running": "was ready",
@@ -67,12 +67,7 @@ def _stories(fleet: Fleet, connected: Collection[str], added: Collection[str] | 
         is_connected = session.id in connected or (session.role == "scheduler" and bool(connected))
         state = fleet.state(session, is_connected)
         printed = _printed(fleet, session.id) if state != "running" else ""
-        yield f"  session {session.id} ({session.role}) {told.get(state, state)}{printed}"
-
-
-def _how(fleet: Fleet, session: str) -> str:
-    word = fleet.ended_as(session)
-    return f" ({word})" if word else ""
+        yield f"  session {session.id} ({session.role}) {words.get(state, state)}{printed}"
 
 
 def _printed(fleet: Fleet, session: str) -> str:
@@ -80,7 +75,7 @@ def _printed(fleet: Fleet, session: str) -> str:
     if not lines:
         return "; it printed nothing"
     last = lines[-_SHOWN_LINES:]
-    # A traceback ends in what failed last; what failed first is the cause, and often far above.
+    # Later errors are often consequences of the first one, which may be far above the last lines.
     first_error = next((line.strip() for line in lines if _ERROR.match(line)), None)
     cause = f"; its first error was {first_error}" if first_error and first_error not in map(str.strip, last) else ""
     return f"{cause}; the last lines that it printed:\n" + "\n".join(f"    | {line}" for line in last)

@@ -1,4 +1,4 @@
-"""The sessions of one cluster in step with its record: nothing is stopped that is not the cluster's own.
+"""The sessions of one cluster: follows the platform's listing, keeps the record up to date, and stops sessions.
 
 Knows the registry and the platform, not Dask. All methods block and may be called from any thread.
 """
@@ -32,6 +32,7 @@ from cml_dask_magics.registry.kernels import this_kernel
 from cml_dask_magics.registry.liveness import Liveness, answers, liveness, scheduler_address
 from cml_dask_magics.registry.registry import GoneError, Registry, RegistryError
 from cml_dask_magics.registry.run_folder import FORMER_SCHEDULER_FILE, LOG_SUFFIX, LOGS, SCHEDULER_FILE, read_tail
+from cml_dask_magics.registry.start_times import usual_start_s
 
 Change = Callable[[Record], Record]
 
@@ -41,7 +42,7 @@ def _unchanged(record: Record) -> Record:
 
 
 class StillUpError(RuntimeError):
-    """Sessions that were told to stop have not ended; their record is kept."""
+    """Sessions that were told to stop have not ended; the record is kept."""
 
 
 class Fleet:
@@ -52,9 +53,9 @@ class Fleet:
     registry : Registry
     pool : SessionPool
     record : Record
-        The cluster's record, which stands in `registry`.
+        The cluster's record in `registry`.
     settings : Settings
-        What its sessions are made of.
+        For the sessions that are launched.
     times : Times, optional
 
     Attributes
@@ -63,7 +64,7 @@ class Fleet:
     launches : Launches
     orphans : Orphans
     notes : tuple of str
-        What the user should know of how the settings were taken.
+        For the user: how the settings were changed to fit the platform.
     usual_start_s : float or None
         How long starts on this platform usually take.
     """
@@ -77,13 +78,11 @@ class Fleet:
         self.launches = Launches(self.journal, pool, settings, times)
         self.orphans = Orphans(self.journal, pool, self.launches, times)
         self.notes: tuple[str, ...] = ()
-        # Read once: a start that is under way does not change what is usual.
-        self.usual_start_s = registry.usual_start_s(record.backend)
+        # Read once: a start that is under way does not change it.
+        self.usual_start_s = usual_start_s(registry.directory, record.backend)
         self._infos: dict[str, SessionInfo] = {}
         self._lost: dict[str, SessionRecord] = {}
         self._unwatch: Callable[[], None] | None = None
-
-    # What its parts have
 
     @property
     def record(self) -> Record:
@@ -97,18 +96,18 @@ class Fleet:
 
     @property
     def settings(self) -> Settings:
-        """What the sessions are made of."""
+        """The settings of the sessions that are launched."""
         return self.launches.settings
 
     def liveness(self) -> Liveness:
-        """How the cluster is, as far as a connection to its scheduler tells."""
+        """Whether the cluster answers, by a connection to its scheduler."""
         return liveness(self.record, self.folder, self.times.answer_s)
 
-    # What there is
+    # Sessions
 
     @property
     def plan(self) -> set[str]:
-        """Ids of the sessions that hold, or will hold, the workers that were asked for."""
+        """Ids of the sessions of the workers that were asked for."""
         return {session.id for session in self.record.sessions if is_planned(session)}
 
     @property
@@ -117,7 +116,7 @@ class Fleet:
         return dict(self._lost)
 
     def visible(self) -> list[str]:
-        """Ids of the sessions that our listing shows: those that were launched from here."""
+        """Ids of the sessions that our listing shows: those that our own session launched."""
         mine = self.pool.platform.session
         return [session.id for session in self.record.sessions if session.launched_from == mine]
 
@@ -133,7 +132,7 @@ class Fleet:
             self._unwatch = None
 
     def observe(self, infos: Mapping[str, SessionInfo]) -> None:
-        """Take in what a listing shows, and write down what is new in it."""
+        """Put what is new in a listing on record."""
         self._infos.update(infos)
         now = time.time()
         ended = {session for session, info in infos.items() if info.phase == "ended"}
@@ -156,7 +155,7 @@ class Fleet:
         self._lost.update(lost)
 
     def state(self, session: SessionRecord, connected: bool) -> SessionState:
-        """Where a session is in its life, given whether its Dask process is connected."""
+        """The state of a session, given whether its Dask process is connected."""
         return session_state(
             self.record,
             self._infos.get(session.id),
@@ -166,7 +165,7 @@ class Fleet:
         )
 
     def note_connected(self, connected: Collection[str]) -> None:
-        """Write down whose worker is connected, as far as that is new."""
+        """Put on record which sessions' workers are connected."""
         if all(s.connected_at is not None or s.id not in connected for s in self.record.sessions):
             return
         now = time.time()
@@ -184,12 +183,12 @@ class Fleet:
         self.journal.note(change)
 
     def drop_lost(self, sessions: Collection[str]) -> None:
-        """Show these lost sessions no longer: others have taken their place."""
+        """Forget these lost sessions, because others have replaced them."""
         for session in sessions:
             self._lost.pop(session, None)
 
     def ended_as(self, session: str) -> str:
-        """The platform's word for how a session ended; empty if it never showed that."""
+        """The status with which the platform listed a session as ended; empty if it has not."""
         info = self._infos.get(session)
         return info.status if info is not None and info.phase == "ended" else ""
 
@@ -198,45 +197,43 @@ class Fleet:
         return usage(with_usage_until_now(self.record))
 
     def tail(self, session: str, lines: int) -> list[str]:
-        """The last lines that a session printed; empty if nothing was (or can be) read."""
+        """The last lines that a session printed; empty if they cannot be read."""
         return read_tail(self.folder / LOGS / f"{session}{LOG_SUFFIX}", lines)
 
     def ip_address(self, session: SessionRecord) -> str | None:
-        """The session's address, once the platform knows it."""
+        """The session's address, if known."""
         info = self._infos.get(session.id)
         return (info.ip_address if info is not None else None) or session.ip_address
 
-    # What is stopped
+    # Stopping
 
     def withdraw(self, ids: Collection[str], also: Change = _unchanged) -> None:
-        """Note that sessions are about to be stopped on purpose, before anything about them is done.
-
-        Who sees them end then does not take it for a loss.
+        """Put on record that sessions are about to be stopped on purpose, so that no kernel takes their end for a loss.
 
         Parameters
         ----------
         ids : collection of str
         also : callable
-            What else changes in the record with it.
+            A further change of the record, in the same step.
         """
         now = time.time()
         self._change_sessions(ids, lambda session: replace(session, stopping_at=session.stopping_at or now), also)
 
     def reinstate(self, ids: Collection[str], also: Change) -> None:
-        """Take `withdraw` back: they go on working."""
+        """Undo `withdraw`: the sessions go on working."""
         self._change_sessions(ids, lambda session: replace(session, stopping_at=None), also)
 
     def _change_sessions(
-        self, ids: Collection[str], anew: Callable[[SessionRecord], SessionRecord], also: Change = _unchanged
+        self, ids: Collection[str], changed: Callable[[SessionRecord], SessionRecord], also: Change = _unchanged
     ) -> None:
         def change(record: Record) -> Record:
-            sessions = tuple(anew(session) if session.id in ids else session for session in record.sessions)
+            sessions = tuple(changed(session) if session.id in ids else session for session in record.sessions)
             return also(replace(record, sessions=sessions))
 
-        self.journal.note(change)  # a full disk must not keep anybody from stopping
+        self.journal.note(change)  # not `update`: stopping must work with a full disk, too
 
     def stop(self, ids: Collection[str]) -> None:
-        """Stop some of the cluster's sessions and see them end.
+        """Stop some of the cluster's sessions and wait for their end.
 
         Raises
         ------
@@ -248,10 +245,11 @@ class Fleet:
         if not ids:
             return
         self.withdraw(ids)
-        left = self._stop(ids, self.times.stop_s)
-        gone, visible = set(ids) - set(left), set(self.visible())
+        visible = set(self.visible())
+        left = self.pool.stop(ids, visible=visible, timeout_s=self.times.stop_s)
+        gone = set(ids) - set(left)
         self.observe({session: SessionInfo(session, "ended", "stopped") for session in gone & visible})
-        # Of the others the platform's word is all there is. They stay on record, for who can see them, or for `end`.
+        # The end of the others cannot be seen here. They stay on record, for a kernel that can see it, or for `end`.
         if gone - visible:
             now = time.time()
             self._change_sessions(gone - visible, lambda session: replace(session, ended_at=now))
@@ -259,7 +257,7 @@ class Fleet:
             raise StillUpError(self._still_up(left))
 
     def finish_stopping(self) -> None:
-        """Stop what should have ended long ago: a kernel died over it, or the platform did not keep its word.
+        """Stop sessions that should have ended long ago: a kernel died while it stopped them, or they did not stop.
 
         Raises
         ------
@@ -275,21 +273,21 @@ class Fleet:
             and session.stopping_at < now - self.times.stopping_s
         ]
         if late:
-            # So that it is not tried again for as long.
+            # So that the next try is as much later.
             self._change_sessions(late, lambda session: replace(session, stopping_at=now))
             self.stop(late)
 
     def tidy_refusal(self, launched: Launched, doomed: Collection[str]) -> str:
-        """Stop what a launch call that was refused in part left behind; the platform's words."""
+        """After a launch call that was refused in part: stop the sessions `doomed`, and log and return the reason."""
         asked = len(launched.refusals) + len(launched.sessions)
         message = f"{len(launched.refusals)} of {asked} more sessions were refused: {launched.refusals[0]}"
         self.stop(doomed)
-        if not any(message == event for _, event in self.record.events):  # once, if it goes on
+        if not any(message == event for _, event in self.record.events):  # once, if it repeats
             self.journal.log(message)
         return message
 
     def end(self) -> Ended:
-        """Stop every session of the cluster, see them all end, then forget the cluster. Can be called again.
+        """Stop every session of the cluster, wait for their end, then remove the record. Can be called again.
 
         Raises
         ------
@@ -301,15 +299,15 @@ class Fleet:
         try:
             with self.launches.settled():
                 record = self.journal.update(_stopping)
-        except GoneError:  # another kernel was quicker
+        except GoneError:  # another kernel has ended it
             self.journal.note(_stopping)
             self.unwatch()
             return self._ended(self.record, 0)
-        except RegistryError:  # a full disk must not keep anybody from stopping
+        except RegistryError:  # stopping must work with a full disk, too
             record = self.journal.note(_stopping)
         address = scheduler_address(record, self.folder)
-        # From here on what starts late ends by itself (see `commands`); what started before has left its log.
-        with contextlib.suppress(OSError):  # a folder that cannot be written must not keep anybody from stopping
+        # From here on a session that starts late exits (see `shell_lines`); one that started earlier has a log.
+        with contextlib.suppress(OSError):  # stopping must work without write access, too
             rename(self.journal.registry.state_directory, self.folder, SCHEDULER_FILE, FORMER_SCHEDULER_FILE)
         deadline = time.monotonic() + self.times.stop_s
         suspects = self.launches.suspects | self.orphans.suspects(record)
@@ -317,19 +315,20 @@ class Fleet:
         while True:
             record = self.orphans.take_in(record, self.orphans.unaccounted(record) - stopped)
             ids = {session.id for session in record.sessions}
-            left = self._stop(ids, max(1.0, deadline - time.monotonic()))
+            timeout_s = max(1.0, deadline - time.monotonic())
+            left = self.pool.stop(ids, visible=set(self.visible()), timeout_s=timeout_s)
             if left:
                 self.journal.log(f"did not stop: {', '.join(sorted(left))}")
                 raise StillUpError(self._still_up(left))
             stopped |= ids
             suspects_left = self.orphans.wait_for_suspects(suspects - stopped, record, deadline)
             with contextlib.suppress(RegistryError):
-                if self.journal.refresh():  # another kernel's launch may have been answered since
+                if self.journal.refresh():  # another kernel may have launched more
                     record = self.record
             late = {session.id for session in record.sessions} - stopped
             if not suspects_left and not late and not self.orphans.unaccounted(record) - stopped:
                 break
-        self._see_the_scheduler_end(record, address, deadline)
+        self._wait_for_silence(record, address, deadline)
         self.unwatch()
         record = replace(with_usage_until_now(record), sessions=())
         try:
@@ -340,22 +339,21 @@ class Fleet:
             ) from error
         return self._ended(record, len(stopped))
 
-    def _stop(self, ids: Collection[str], timeout_s: float) -> dict[str, str]:
-        return self.pool.stop(ids, visible=set(self.visible()), timeout_s=timeout_s) if ids else {}
+    def _wait_for_silence(self, record: Record, address: str | None, deadline: float) -> None:
+        """Wait until the scheduler does not answer, if our listing cannot show the end of all sessions.
 
-    def _see_the_scheduler_end(self, record: Record, address: str | None, deadline: float) -> None:
-        """Proof for sessions that our listing does not show: workers end with their scheduler, so it must be silent."""
-        visible = set(self.visible())
-        schedulers = [session.id for session in record.sessions if session.role == "scheduler"]
-        if address is None or visible.issuperset(session.id for session in record.sessions):
+        Workers end with their scheduler.
+        """
+        if address is None or {session.id for session in record.sessions} <= set(self.visible()):
             return
+        scheduler = record.scheduler.id if record.scheduler is not None else "of its scheduler"
         while answers(address, timeout_s=1.0):
             if time.monotonic() > deadline:
-                raise StillUpError(self._still_up(dict.fromkeys(schedulers, f"it still answers at {address}")))
+                raise StillUpError(self._still_up({scheduler: f"it still answers at {address}"}))
             time.sleep(0.2)
 
     def _still_up(self, left: Mapping[str, str]) -> str:
-        shown = "; ".join(f"session {session}: {words}" for session, words in list(left.items())[:10])
+        shown = "; ".join(f"session {session}: {answer}" for session, answer in list(left.items())[:10])
         more = f"; and {len(left) - 10} more" if len(left) > 10 else ""
         return (
             f"cluster {self.record.name!r}: {len(left)} of its sessions did not stop ({shown}{more}). "
@@ -371,7 +369,7 @@ def _stopping(record: Record) -> Record:
 
 
 def _observed(session: SessionRecord, info: SessionInfo | None, now: float) -> SessionRecord:
-    """The session's record with what a listing shows of it."""
+    """The session's record, updated from a listing."""
     if info is None:
         return session
     return replace(
@@ -384,7 +382,7 @@ def _observed(session: SessionRecord, info: SessionInfo | None, now: float) -> S
 
 
 def _is_known_by_its_log_alone(session: SessionRecord) -> bool:
-    """Whether all that is known of a session is what it once printed: it may have ended long ago."""
+    """Whether only a session's log is known: it may have ended long ago."""
     return session.salvaged and session.running_at is None and session.connected_at is None
 
 
@@ -393,12 +391,12 @@ def _was_meant_to_end(record: Record, session: SessionRecord) -> bool:
 
 
 def _is_loss(record: Record, session: SessionRecord) -> bool:
-    """Whether a session that ended had not been told to."""
+    """Whether a session that has ended is a loss: nobody stopped it, and it was alive before."""
     return not _was_meant_to_end(record, session) and not _is_known_by_its_log_alone(session)
 
 
 def _with_end_of(record: Record, session: SessionRecord, status: str) -> Record:
-    """The record with what is to be told, and learnt, of a session that ended."""
+    """The record with the event of a session's end, and with the failed replacement if it was one."""
     if _was_meant_to_end(record, session):
         return record
     if _is_known_by_its_log_alone(session):  # it had ended before

@@ -1,6 +1,6 @@
-"""What a cluster's sessions take over from the kernel: where it works, what it can import, how Dask is configured.
+"""What a cluster's sessions take over from the kernel: its working directory, import path and Dask configuration.
 
-It goes into the cluster's run folder, which only the user reads; an environment is shown by the platform.
+It is written to the cluster's run folder, which only the user can read; the platform shows a session's environment.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from cml_dask_magics.model.settings import SECTION, Settings
 from cml_dask_magics.registry.files import write_private
 from cml_dask_magics.registry.run_folder import SESSION_DATA, SESSION_PROGRAM
 
-# What holds in the kernel alone: its client, where other clusters of its are, our settings (with the values of --env).
+# For the kernel alone: its client, addresses of its other clusters, our settings (with the values of --env).
 _KERNELS_OWN = ("scheduler", "shuffle", "pool", "get", "scheduler-address", "scheduler-file", "labextension", SECTION)
 
 
 def write_inheritance(folder: Path, settings: Settings) -> list[str]:
-    """Write what sessions run, and what they take over, into their cluster's run folder.
+    """Write the sessions' program, and what it takes over, to the cluster's run folder.
 
     Parameters
     ----------
     folder : Path
+        The run folder.
     settings : Settings
 
     Returns
     -------
     list of str
-        Keys of Dask's configuration that cannot be handed on: their values are no plain data.
+        Keys of Dask's configuration that are left out, because their values cannot be written as JSON.
     """
     before, after = _import_path()
     config, left_out = _dask_config(settings)
@@ -58,9 +59,9 @@ def _working_directory() -> str:
 
 
 def _import_path() -> tuple[list[str], list[str]]:
-    """The user's entries of ``sys.path``, absolute: those in front of the interpreter's own, and those behind.
+    """The user's entries of ``sys.path``, absolute: those before the interpreter's own, and those after.
 
-    The interpreter's own stay out, because sessions may use another one (the setting ``python``).
+    The interpreter's own are left out, because sessions may use another one (the setting ``python``).
     """
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
     own = [Path(prefix, lib) for prefix in prefixes for lib in ("lib", "lib64")] + [Path(site.getusersitepackages())]
@@ -80,12 +81,12 @@ def _import_path() -> tuple[list[str], list[str]]:
 
 
 def _dask_config(settings: Settings) -> tuple[dict[str, Any], list[str]]:
-    """Dask's configuration in this kernel, but for what the sessions need for themselves."""
+    """Dask's configuration for the sessions, and the keys that were left out."""
     left_out: list[str] = []
     kernels = {key: value for key, value in dask.config.config.items() if _hyphens(key) not in _KERNELS_OWN}
     config = _plain(kernels, "", left_out)
     comm = config.get("distributed", {}).get("comm", {})
-    comm.pop("tls", None)  # the certificates are in the line that a session runs
+    comm.pop("tls", None)  # the session's shell line has the certificates
     ours = {
         "distributed.comm.require-encryption": settings.tls,
         "distributed.scheduler.idle-timeout": settings.idle_timeout_s,

@@ -1,4 +1,4 @@
-"""The launch calls for one cluster: nothing is launched that its record does not know."""
+"""The launch calls for one cluster, each put on record before it is made."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from cml_dask_magics.registry.kernels import kernel_may_live
 
 
 class EndingError(RuntimeError):
-    """Nothing is launched for a cluster that is being stopped."""
+    """The cluster is being stopped, so nothing is launched for it."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"cluster {name!r} is being stopped")
 
 
 class Launches:
-    """What one kernel launches for one cluster.
+    """The launch calls that one kernel makes for one cluster.
 
     All methods block and may be called from any thread.
 
@@ -38,13 +38,13 @@ class Launches:
         The cluster's record.
     pool : SessionPool
     settings : Settings
-        What its sessions are made of.
+        For its sessions.
     times : Times
 
     Attributes
     ----------
     suspects : set of str
-        Ids that appeared during calls that broke or were answered short: perhaps ours, perhaps somebody else's.
+        Ids that appeared in the listing during calls that failed or returned too few: perhaps ours.
     """
 
     def __init__(self, journal: Journal, pool: SessionPool, settings: Settings, times: Times) -> None:
@@ -59,7 +59,7 @@ class Launches:
 
     @property
     def refusals(self) -> tuple[tuple[Role, str], ...]:
-        """Launches that the platform refused, with its words."""
+        """Role and reason of each session that the platform refused."""
         return tuple(self._refusals)
 
     def launch(self, role: Role, n: int) -> Launched:
@@ -73,18 +73,18 @@ class Launches:
         return self._launch(role, lambda _: n, automatic=False, requested=None)
 
     def grow(self, n: int, *, automatic: bool = False) -> Launched:
-        """Launch what is missing to `n` workers, counting what any kernel is about to launch.
+        """Launch what is missing to `n` workers, with the launch calls of all kernels counted in.
 
         Parameters
         ----------
         n : int
         automatic : bool
-            Whether nobody asked for it by hand: the cluster heals, or follows its load. What is asked for by hand, and
-            granted in full, is what the record asks for from then on.
+            To replace lost workers or follow the load. Otherwise a user asked for it: if the platform grants all, `n`
+            becomes the record's `requested`.
         """
 
         def missing(record: Record) -> int:
-            # Fewer may have been asked for since `n` was read; Dask's adaptive scaling knows better than the record.
+            # The user may have asked for fewer since `n` was read. With adaptive scaling, `n` is newer than the record.
             most = min(n, record.requested) if automatic and record.adapt is None else n
             return most - self._coming(record)
 
@@ -96,13 +96,13 @@ class Launches:
         return launch.answered or not kernel_may_live(launch.owner) or time.time() > too_late
 
     def settle(self) -> None:
-        """Wait for launch calls under way: they cannot be called back, and what they launch must be known."""
+        """Wait for launch calls under way: they cannot be cancelled, and what they launch must be on record."""
         with self.settled():
             pass
 
     @contextlib.contextmanager
     def settled(self) -> Iterator[None]:
-        """While this is entered no launch call of this kernel is under way, and none begins."""
+        """A context in which no launch call of this kernel is under way, and none begins."""
         with self._changed:
             self._changed.wait_for(lambda: self._in_flight == 0)
             yield
@@ -115,19 +115,20 @@ class Launches:
 
         def intend(record: Record) -> Record:
             nonlocal intent
-            _check_goes_on(record)  # another kernel may stop it, perhaps just now
+            _check_goes_on(record)  # another kernel may be stopping it
             intent = replace(intent, n=count(record))
             return replace(record, launching=(*record.launching, intent)) if intent.n > 0 else record
 
         try:
-            # First the intent: if this kernel dies inside the call, the next one knows that there is something to find.
+            # First the intent: if this kernel dies during the call, others know that there may be more sessions.
             self._journal.update(intend)
             if intent.n <= 0:
                 return Launched()
-            launched = self._pool.launch(intent.n, options=self.settings.launch_options, **self._request(role))
+            request = self._request(role)
+            launched = self._pool.launch(intent.n, options=self.settings.launch_options, **request)
             self.suspects |= set(launched.suspects)
             self._refusals += [(role, words) for words in launched.refusals]
-            self._write_down(role, intent, launched, automatic, requested)
+            self._write_down(intent, request, launched, automatic, requested)
             return launched
         finally:
             with self._changed:
@@ -135,26 +136,39 @@ class Launches:
                 self._changed.notify_all()
 
     def _write_down(
-        self, role: Role, intent: Launch, launched: Launched, automatic: bool, requested: int | None
+        self, intent: Launch, request: dict[str, Any], launched: Launched, automatic: bool, requested: int | None
     ) -> None:
-        """Put what a launch call came to in the place of the intent."""
+        """Replace the intent on record by the sessions that the call launched."""
         ids = [info.id for info in launched.sessions] + list(launched.strays)
         app_urls = {info.id: info.app_url for info in launched.sessions}
-        new = tuple(self._session_record(session, role, app_urls.get(session), automatic) for session in ids)
+        new = tuple(
+            SessionRecord(
+                id=session,
+                role=intent.role,
+                cpu=request["cpu"],
+                memory_gib=request["memory_gib"],
+                gpu=request["gpu"],
+                launched_at=time.time(),
+                launched_from=self._pool.platform.session,
+                app_url=app_urls.get(session),
+                automatic=automatic,
+            )
+            for session in ids
+        )
 
         def account(record: Record) -> Record:
             others = tuple(session for session in record.sessions if session.id not in ids)  # adopted meanwhile
             launching = tuple(launch for launch in record.launching if launch.id != intent.id)
             if launched.doubtful:
                 launching += (replace(intent, answered=True),)
-            # In one go with the sessions: another kernel must not take them for too many.
+            # In the same step as the sessions: another kernel must not take them for too many.
             asked_for = record.requested if requested is None or launched.refusals else requested
             return replace(record, sessions=(*others, *new), launching=launching, requested=asked_for)
 
         try:
             record = self._journal.update(account)
         except BaseException:
-            # A full disk, or another kernel has stopped the cluster: what is on no record must go.
+            # A full disk, or another kernel has stopped the cluster: sessions that are on no record must be stopped.
             if ids:
                 self._pool.stop(ids, visible=ids, timeout_s=self._times.stop_s)
             raise
@@ -163,38 +177,28 @@ class Launches:
             raise EndingError(record.name)
 
     def _coming(self, record: Record) -> int:
-        """How many workers there are or will be."""
+        """How many workers there are, with those of launch calls under way."""
         in_flight = (launch.n for launch in record.launching if launch.role == "worker" and not self.is_over(launch))
         return sum(map(is_planned, record.sessions)) + sum(in_flight)
 
     def _request(self, role: Role) -> dict[str, Any]:
+        """What a launch call asks for, for each session."""
         settings, folder = self.settings, self._journal.folder
         if role == "scheduler":
-            code = shell_lines.scheduler_line(settings, self._pool.platform.scheduler_port)
             return {
-                **self._size(role),
-                "code": code,
+                "cpu": settings.scheduler_cpu,
+                "memory_gib": settings.scheduler_memory_gib,
+                "gpu": 0,
+                "code": shell_lines.scheduler_line(settings, self._pool.platform.scheduler_port),
                 "env": shell_lines.scheduler_environment(settings, folder),
             }
-        code = shell_lines.worker_line(settings)
-        return {**self._size(role), "code": code, "env": shell_lines.worker_environment(settings, folder)}
-
-    def _size(self, role: Role) -> dict[str, Any]:
-        settings = self.settings
-        if role == "scheduler":
-            return {"cpu": settings.scheduler_cpu, "memory_gib": settings.scheduler_memory_gib, "gpu": 0}
-        return {"cpu": settings.cpu, "memory_gib": settings.memory_gib, "gpu": settings.gpu}
-
-    def _session_record(self, session: str, role: Role, app_url: str | None, automatic: bool) -> SessionRecord:
-        return SessionRecord(
-            id=session,
-            role=role,
-            **self._size(role),
-            launched_at=time.time(),
-            launched_from=self._pool.platform.session,
-            app_url=app_url,
-            automatic=automatic,
-        )
+        return {
+            "cpu": settings.cpu,
+            "memory_gib": settings.memory_gib,
+            "gpu": settings.gpu,
+            "code": shell_lines.worker_line(settings),
+            "env": shell_lines.worker_environment(settings, folder),
+        }
 
 
 def _check_goes_on(record: Record) -> None:

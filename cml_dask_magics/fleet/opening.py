@@ -1,4 +1,4 @@
-"""Taking a cluster's name for a new start, and opening what an earlier one left on record."""
+"""Claiming a name for a new cluster, and opening a cluster on record."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _pools: dict[tuple[str, Path], SessionPool] = {}
 
 
 def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USUAL) -> Fleet:
-    """Take the name and lay out what the sessions will read.
+    """Claim the name and write the files that the sessions will read.
 
-    A cluster of that name that does not answer any more is cleared first.
+    A cluster of that name that does not answer any more is ended first.
 
     Parameters
     ----------
     settings : Settings
     spelled : callable
-        How notes are to name an option.
+        How notes name an option.
     times : Times, optional
 
     Raises
@@ -79,7 +79,7 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
         if left_out := write_inheritance(folder, settings):
             keys = ", ".join(left_out)
             notes.append(f"Dask's configuration holds in the sessions too, but for {keys}: no plain values")
-        # Empty, it means "not yet" to Dask. A missing one might go on missing for others on a network file system.
+        # Dask waits while it is empty. On a network file system a missing file might stay missing for others.
         write_private(folder / SCHEDULER_FILE, "")
 
     try:
@@ -97,7 +97,7 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
 
 
 def open_fleet(registry: Registry, name: str, times: Times = USUAL) -> Fleet | None:
-    """The sessions of a recorded cluster, on the platform that they were launched on; None if there is no record."""
+    """The sessions of a cluster on record; None if there is no record."""
     record = registry.read(name)
     if record is None:
         return None
@@ -112,12 +112,12 @@ def open_fleet(registry: Registry, name: str, times: Times = USUAL) -> Fleet | N
     fleet = Fleet(registry, _pool(platform, root, times), record, settings, times)
     files = {entry.name for entry in listed(fleet.folder)}
     if record.state in ("starting", "running") and files and SESSION_PROGRAM not in files:
-        write_inheritance(fleet.folder, fleet.settings)  # started by a release whose sessions needed none
+        write_inheritance(fleet.folder, fleet.settings)  # an older release's cluster
     return fleet
 
 
 def what_fits(settings: Settings, platform: Platform) -> Settings:
-    """The settings, with no session larger than the platform's largest."""
+    """The settings, with no session larger than the platform allows."""
     return replace(
         settings,
         cpu=min(settings.cpu, platform.cores),
@@ -128,7 +128,7 @@ def what_fits(settings: Settings, platform: Platform) -> Settings:
 
 
 def _notes_on(asked: Settings, fitting: Settings, spelled: Spelling) -> list[str]:
-    """What the user should know of sizes that do not fit."""
+    """Notes for the user about sizes that did not fit."""
     notes = []
     for option in OPTIONS:
         wish, has = getattr(asked, option.field), getattr(fitting, option.field)
@@ -139,7 +139,7 @@ def _notes_on(asked: Settings, fitting: Settings, spelled: Spelling) -> list[str
 
 
 def settings_of(record: Record) -> Settings | None:
-    """What a cluster was started with; None of a record that had to be salvaged, or is of another release."""
+    """The cluster's settings; None if the record was salvaged, or is another release's."""
     try:
         return settings_from_json(record.settings)
     except TypeError:
@@ -147,5 +147,5 @@ def settings_of(record: Record) -> Settings | None:
 
 
 def _pool(platform: Platform, directory: Path, times: Times) -> SessionPool:
-    """The one pool of this kernel for a platform, so that there is one poller however many clusters there are."""
+    """This kernel's one pool for a platform, so that one poller serves all clusters."""
     return _pools.setdefault((platform.backend, directory), SessionPool(platform, times))

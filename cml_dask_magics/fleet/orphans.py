@@ -1,4 +1,4 @@
-"""Sessions of a cluster that no launch call told of: the call broke, was answered short, or its kernel died in it."""
+"""Sessions of a cluster that no launch call returned: the call failed, returned too few, or its kernel died."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cml_dask_magics.registry.run_folder import scheduler_session, session_recor
 
 
 class Orphans:
-    """Finds them by what they print into the cluster's folder, which nobody else's sessions do.
+    """Finds them by their logs in the cluster's folder, where only the cluster's own sessions write.
 
     All methods block and may be called from any thread.
 
@@ -38,7 +38,7 @@ class Orphans:
         self._times = times
 
     def adopt(self, connected: Collection[str]) -> None:
-        """Take sessions into the record that a broken launch call created, once they show that they are ours.
+        """Put sessions of a failed launch call on record, once their logs show that they are ours.
 
         Parameters
         ----------
@@ -48,21 +48,18 @@ class Orphans:
         record = self._journal.record
         if any(self._launches.is_over(launch) for launch in record.launching):
             logged = self._logged(record)
-            if logged:  # only those of which it is sure that they live: ended ones printed something, too
+            if logged:  # only those that are alive for sure: ended ones have logs, too
                 self.take_in(record, logged & (self._live() | set(connected)))
 
     def take_in(self, record: Record, ids: Collection[str]) -> Record:
-        """Put sessions on record that are ours, but whose ids no launch call gave us; the record then."""
+        """Put sessions that no launch call returned on record; returns the record."""
         if not ids:
             return record
         scheduler = scheduler_session(self._journal.folder)
-        # Ours to see end only if our listing shows it; of others its silence proves nothing.
+        # Only if our listing shows a session does its absence later mean that it has ended.
         mine, live = self._pool.platform.session, self._live()
         new = tuple(
-            replace(
-                session_record(record, session, "scheduler" if session == scheduler else "worker"),
-                launched_from=mine if session in live else "",
-            )
+            replace(session_record(record, session, scheduler), launched_from=mine if session in live else "")
             for session in sorted(ids)
         )
 
@@ -70,21 +67,21 @@ class Orphans:
             known = {session.id for session in record.sessions}
             return replace(record, sessions=(*record.sessions, *(s for s in new if s.id not in known)))
 
-        return self._journal.note(add)  # who is to stop them can do so whether they are written down or not
+        return self._journal.note(add)  # not `update`: they can be stopped without being on disk
 
     def unaccounted(self, record: Record) -> set[str]:
-        """Sessions that print for this cluster, that no launch call told of, and that may still be up."""
+        """Sessions with a log in this cluster's folder that are not on record, and that may still be up."""
         unknown = self._logged(record)
-        # Of those, sessions that ended and were accounted for are known no more; stopping them again does no harm.
+        # Sessions that ended have left the record, so some may be among these; stopping them again does no harm.
         with contextlib.suppress(PlatformError):
             listing = self._pool.listing()
             unknown = {session for session in unknown if session not in listing or listing[session].phase != "ended"}
-            if not record.launching:  # every launch was accounted for: what is not listed has ended
+            if not record.launching:  # every launch call returned: what is not listed has ended
                 unknown &= set(listing)
         return unknown
 
     def suspects(self, record: Record) -> set[str]:
-        """Sessions that may come of launch calls nobody accounted for: they appeared since, and nobody knows them."""
+        """Unknown sessions that may come from the launch calls without an answer: they are newer than the calls."""
         begun = [launch.at for launch in record.launching]
         if not begun:
             return set()
@@ -98,10 +95,10 @@ class Orphans:
         return set()
 
     def wait_for_suspects(self, suspects: Collection[str], record: Record, deadline: float) -> bool:
-        """Whether some of the `suspects` turn out to be ours, before it is `deadline` or they have had their time.
+        """Wait until some of the `suspects` turn out to be ours; False at the `deadline` or after `Times.suspects_s`.
 
-        One that never starts cannot be told from somebody else's and is left alone: if it is ours, it ends by itself
-        as soon as it starts, because the cluster's folder is closed by then.
+        One that has not started cannot be told from somebody else's and is left alone: if it is ours, it exits when it
+        starts, because the cluster's folder is closed by then.
         """
         deadline = min(deadline, time.monotonic() + self._times.suspects_s)
         doubtful = set(suspects) - {session.id for session in record.sessions}
@@ -117,11 +114,11 @@ class Orphans:
         return False
 
     def _logged(self, record: Record) -> set[str]:
-        """Sessions that print for this cluster, but are not on record."""
+        """Sessions with a log in this cluster's folder that are not on record."""
         return self._journal.registry.logged_sessions(record) - {session.id for session in record.sessions}
 
     def _live(self) -> set[str]:
-        """Sessions of this kernel's session that have not ended, as far as a listing tells."""
+        """Sessions in our listing that have not ended; none if it cannot be had."""
         with contextlib.suppress(PlatformError):
             return {session for session, info in self._pool.listing().items() if info.phase != "ended"}
         return set()

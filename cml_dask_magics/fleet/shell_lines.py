@@ -1,7 +1,7 @@
 """The shell lines that a cluster's sessions run, as pure functions of its settings.
 
-A line goes through IPython before a shell sees it, and IPython replaces ``{...}``. So nothing of the user's stands in a
-line: paths and names travel in the environment, and the lines hold no braces.
+IPython replaces ``{...}`` in a line before the shell runs it. So the lines have no braces, and nothing that the user
+chose: paths and names are in the environment.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from typing import Any
 from cml_dask_magics.model.settings import Settings
 from cml_dask_magics.registry.run_folder import LOG_SUFFIX, SCHEDULER_SESSION_FILE, SESSION_PROGRAM
 
-_GIB = 2**30
-
-# Output goes where every session of the project can read it, under the id of the session: the platform hands out no
-# logs, and the file proves that the session is this cluster's. A cluster that is gone has no scheduler file any more:
-# whatever of it starts late ends here.
+# Output goes to the cluster's folder, under the session's id: the platform provides no logs, and the file proves that
+# the session is this cluster's. A cluster that is gone has no scheduler file, so a session that starts late exits here.
 _PRELUDE = (
     f'!umask 077; exec >>"$CML_DASK_FOLDER/logs/$CDSW_ENGINE_ID{LOG_SUFFIX}" 2>&1; '
     'test -e "$CML_DASK_FOLDER/scheduler.json" || exit 0; '
@@ -42,7 +39,7 @@ def scheduler_line(settings: Settings, port: int) -> str:
     port : int
         The scheduler's port; 0 for any free one.
     """
-    # Which session it is must be known even where the cluster's record is lost.
+    # The scheduler's session must be known even if the cluster's record is lost.
     note = f'printf %s "$CDSW_ENGINE_ID" >"$CML_DASK_FOLDER/{SCHEDULER_SESSION_FILE}"; '
     dashboard = str(settings.dashboard_port) if settings.dashboard_port else "$CDSW_READONLY_PORT"
     line = f'{_PRELUDE}{note}{_PYTHON}scheduler{_COMMON} --port {port} --dashboard-address "127.0.0.1:{dashboard}"'
@@ -52,14 +49,14 @@ def scheduler_line(settings: Settings, port: int) -> str:
 
 
 def worker_line(settings: Settings) -> str:
-    """What a worker's session runs: one worker, called like its session, that waits for the scheduler's address."""
+    """What a worker's session runs: one worker, named after its session, that waits for the scheduler's address."""
     cuda = settings.gpu > 0 and importlib.util.find_spec("dask_cuda") is not None
     line = (
         f"{_PRELUDE}{_PYTHON}{'cuda worker' if cuda else 'worker'}{_COMMON}"
         f' --name "$CDSW_ENGINE_ID" --nthreads {worker_nthreads(settings.cpu)}'
         f" --memory-limit {worker_memory_limit_bytes(settings.memory_gib)}"
         f" --death-timeout {max(settings.timeout_s, 300):.3f}"
-        # Nobody could reach a worker's own pages, and serving them costs each worker a fifth of its start-up time.
+        # A worker's own pages cannot be reached, and would take a fifth of its start-up time.
         " --no-dashboard --dashboard-address 127.0.0.1:0"
     )
     if settings.gpu and not cuda:
@@ -67,39 +64,39 @@ def worker_line(settings: Settings) -> str:
     return line + (_TLS if settings.tls else _TCP)
 
 
-def session_environment(settings: Settings, folder: Path) -> dict[str, str]:
-    """What every session of the cluster has in its environment, for the lines to refer to."""
+def _environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """The environment variables that the lines use."""
     return {"CML_DASK_FOLDER": str(folder), "CML_DASK_PYTHON": settings.python}
 
 
 def scheduler_environment(settings: Settings, folder: Path) -> dict[str, str]:
-    """The scheduler's environment: `session_environment`, and the dashboard's port where the user chose one."""
-    environment = session_environment(settings, folder)
+    """The scheduler's environment, with the dashboard's port if the user chose one."""
+    environment = _environment(settings, folder)
     if settings.dashboard_port:
         environment["CDSW_READONLY_PORT"] = str(settings.dashboard_port)
     return environment
 
 
 def worker_environment(settings: Settings, folder: Path) -> dict[str, str]:
-    """The workers' environment: the user's ``--env``, and `session_environment`."""
-    return settings.env | session_environment(settings, folder)
+    """The workers' environment, with the user's ``--env``."""
+    return settings.env | _environment(settings, folder)
 
 
 def worker_nthreads(cpu: float) -> int:
-    """Threads of a worker in a session of so many cores: one a whole core, at least one."""
+    """Threads of a worker in a session with `cpu` cores: one for each whole core, at least one."""
     return max(1, int(cpu))
 
 
 def worker_memory_limit_bytes(memory_gib: float) -> int:
-    """What a worker may use of its session's memory, in bytes.
+    """A worker's memory limit, for a session with `memory_gib`.
 
     A tenth, at least 256 MiB and at most 1 GiB, stays free for the session's own kernel and Dask's nanny (0.1 GiB
     each); never more than half.
     """
     reserved_gib = min(memory_gib / 2, max(0.25, min(1.0, memory_gib / 10)))
-    return int((memory_gib - reserved_gib) * _GIB)
+    return int((memory_gib - reserved_gib) * 2**30)
 
 
 def session_of(worker_name: Any) -> str:
-    """The session that a worker is named after; ``dask cuda worker`` appends a number a GPU."""
+    """The session that a worker is named after; ``dask cuda worker`` appends a number for each GPU."""
     return re.sub(r"-\d{1,2}$", "", str(worker_name))

@@ -1,7 +1,7 @@
-"""What is done about a cluster without anybody asking: lost workers are replaced, a lost cluster is ended.
+"""Automatic care for a cluster: lost workers are replaced, a cluster without a scheduler is ended.
 
-Of the kernels that hold a cluster one does so, the one that has its lease. No Dask: what its scheduler tells is handed
-in, and what only Dask can do is handed back.
+Only the kernel that has the cluster's lease does so. Uses no Dask: what the scheduler reports is passed in, and what
+only Dask can do is returned.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ logger = logging.getLogger(__name__)
 
 _NAMED_WORKERS = 3
 _IDLE_WORDS = "closing after being idle"
-_READ_LINES = 500  # connections that it cuts then print their tracebacks
+_READ_LINES = 500  # tracebacks of the connections that it closes follow those words
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a cluster's scheduler shows at one moment.
+    """What the scheduler reports at one moment.
 
     Parameters
     ----------
     connected : set of str
         Ids of the sessions whose worker is connected.
     silent_s : float
-        For how many seconds longer than it should the scheduler has told nothing.
+        For how many seconds the scheduler's report is overdue.
     at : float
-        When, in seconds of `time.monotonic`.
+        When, by `time.monotonic`.
     """
 
     connected: Set[str]
@@ -47,20 +47,20 @@ class Seen:
 
 @dataclass(frozen=True)
 class Todo:
-    """What is left to do for whoever can talk to the scheduler. Adaptive scaling is as the record says, always.
+    """What is left to do for the caller, who can talk to the scheduler. Adaptive scaling always follows the record.
 
     Parameters
     ----------
     gone : str
-        Why to let go of the cluster; empty if that is not to be.
+        Why to detach from the cluster; empty to stay.
     end : bool
-        Whether to end what is left of it then.
+        Whether to end what is left of it, too.
     forget_workers : bool
-        Whether its workers ended with their scheduler, which did not live to tell.
+        Whether the workers are gone with their scheduler, which did not report it.
     shrink : bool
-        Whether there are more workers than are asked for; the data is to be moved off those that go.
+        Whether there are more workers than requested; data must be moved off those that are ended.
     steers : bool
-        Whether this kernel is the one that steers: scales the cluster by its load.
+        Whether this kernel steers, and so scales the cluster by its load.
     """
 
     gone: str = ""
@@ -71,7 +71,7 @@ class Todo:
 
 
 class Supervisor:
-    """Keeps one cluster as it was asked for, as far as this kernel is the one to do so.
+    """Keeps one cluster as requested, while this kernel has its lease.
 
     All methods block and may be called from any thread; `round` from one at a time.
 
@@ -90,14 +90,13 @@ class Supervisor:
         self._connected: Set[str] | None = None
 
     def begin(self, connected: Set[str]) -> None:
-        """Take these workers for known: who joins or leaves from now on is news. The start tells its own story."""
+        """Log who joins or leaves these workers from now on; the start logs its own."""
         self._connected = connected
 
     def round(self, seen: Seen) -> Todo:
-        """Look at the record, and set right what can be set right from here; what is left to do.
+        """Correct what can be corrected without Dask; returns what is left to do.
 
-        To be called every few seconds. What goes wrong with the platform or another kernel is logged, and the next
-        round tries again.
+        Call it every few seconds. Errors of the platform or another kernel are logged, and the next round tries again.
 
         Raises
         ------
@@ -118,7 +117,7 @@ class Supervisor:
         todo = Todo(steers=True)
         try:
             if state == "lost":
-                # What did not stop at first, or was being launched just then.
+                # Sessions that did not stop at first, or were just being launched.
                 fleet.stop([session.id for session in fleet.record.sessions if session.ended_at is None])
             elif state == "starting":
                 self._take_over_start()
@@ -129,17 +128,17 @@ class Supervisor:
                 else:
                     todo = replace(todo, forget_workers=True)
                     self._end_lost()
-            elif not seen.silent_s:  # or nobody can tell what its workers do
-                self._set_right(seen)
+            elif not seen.silent_s:  # otherwise the workers' state is unknown
+                self._correct(seen)
                 todo = replace(todo, shrink=self._are_too_many())
-        except (GoneError, EndingError):  # the next round, if there is one, tells
+        except (GoneError, EndingError):  # the next round finds out
             pass
         except (RuntimeError, OSError) as error:  # the platform, the disk, another kernel
             logger.warning("cluster %r: %s", name, error)
         return todo
 
     def may_launch(self) -> bool:
-        """Whether sessions may be launched that nobody asked for by hand."""
+        """Whether sessions may be launched automatically."""
         fleet = self._fleet
         if time.monotonic() < self._not_before:
             return False
@@ -154,7 +153,7 @@ class Supervisor:
         return False
 
     def launch(self, n: int) -> list[str]:
-        """Launch what is missing to `n` workers, keep what comes, and ask again later for what does not."""
+        """Launch what is missing to `n` workers; returns the ids. What is refused is tried again later."""
         launched = self._fleet.launches.grow(n, automatic=True)
         if launched.refusals:
             self._not_before = time.monotonic() + self._fleet.times.refused_s
@@ -162,11 +161,11 @@ class Supervisor:
         return [info.id for info in launched.sessions]
 
     def release(self) -> None:
-        """Leave the cluster to other kernels."""
+        """Give the lease up."""
         self._lease.release()
 
     def _take_over_start(self) -> None:
-        """A cluster whose kernel died while it started, and that came up all the same."""
+        """Take over a cluster that came up although the kernel that was starting it died."""
         record = self._fleet.record
         if record.owner != self._fleet.journal.kernel and not kernel_may_live(record.owner):
             event = "the kernel that started it is gone; this one takes over"
@@ -174,8 +173,8 @@ class Supervisor:
 
     # Workers
 
-    def _set_right(self, seen: Seen) -> None:
-        """Bring record and sessions in step with what is seen."""
+    def _correct(self, seen: Seen) -> None:
+        """Bring record and sessions in line with what is seen."""
         fleet = self._fleet
         fleet.note_connected(seen.connected)
         self._log_comings_and_goings(seen.connected)
@@ -184,14 +183,14 @@ class Supervisor:
         self._end_unseen(seen)
         self._drop_replaced()
         if fleet.record.adapt is None:
-            self._heal()
+            self._replace_missing()
 
     def _are_too_many(self) -> bool:
-        """Whether sessions of a broken launch call turned out to be ours, and had others in their place already."""
+        """Whether sessions of a failed launch call were adopted after others had replaced them."""
         return self._fleet.record.adapt is None and len(self._fleet.plan) > self._fleet.record.requested
 
     def _log_comings_and_goings(self, now: Set[str]) -> None:
-        """Put into the record which workers joined and left since the last look."""
+        """Log which workers joined and left since the last round."""
         before, self._connected = self._connected, now
         if before is None:
             return
@@ -200,7 +199,7 @@ class Supervisor:
                 self._fleet.journal.log(f"{_named(who)} {what}")
 
     def _end_unseen(self, seen: Seen) -> None:
-        """Stop sessions whose worker does not come (back), where no listing of ours would show their end."""
+        """Stop sessions outside our listing whose worker does not connect, or has been gone for too long."""
         fleet, times = self._fleet, self._fleet.times
         mine = fleet.pool.platform.session
         missing = fleet.plan - seen.connected
@@ -217,14 +216,14 @@ class Supervisor:
             fleet.stop(over)
 
     def _drop_replaced(self) -> None:
-        """Show lost workers no longer once there are as many again as there should be."""
+        """Forget lost workers once there are as many workers again as there should be."""
         fleet = self._fleet
         adapt = fleet.record.adapt
         if len(fleet.plan) >= (adapt[0] if adapt else fleet.record.requested):
             fleet.drop_lost(self._lost_workers())
 
-    def _heal(self) -> None:
-        """Launch a session for every worker that is missing, unless that has turned out to be of no use."""
+    def _replace_missing(self) -> None:
+        """Launch a session for every missing worker, unless too many replacements have failed."""
         fleet = self._fleet
         requested = fleet.record.requested
         if len(fleet.plan) >= requested or not self.may_launch():
@@ -239,7 +238,7 @@ class Supervisor:
         return [session.id for session in self._fleet.lost.values() if session.role == "worker"]
 
     def _last_words(self) -> str:
-        """What the session that was lost last printed in the end."""
+        """The last line of the session that was lost last, for a message."""
         lost = list(self._fleet.lost)
         lines = self._fleet.tail(lost[-1], 1) if lost else []
         return f". The last of them, {lost[-1]}, printed: {lines[-1]}" if lines else ""
@@ -247,7 +246,7 @@ class Supervisor:
     # The scheduler
 
     def _scheduler_is_gone(self, seen: Seen) -> bool:
-        """Whether it is sure: a network cut that heals is no death."""
+        """Whether the scheduler is gone for sure, not just cut off for a while."""
         scheduler = self._fleet.record.scheduler
         if scheduler is None:
             return True
@@ -257,12 +256,12 @@ class Supervisor:
         )
 
     def _ended_idle(self) -> bool:
-        """Whether a scheduler that is gone had ended by its idle timeout, as it prints then."""
+        """Whether the scheduler's log says that it ended by its idle timeout."""
         scheduler = scheduler_session(self._fleet.folder)
         return any(_IDLE_WORDS in line for line in self._fleet.tail(scheduler, _READ_LINES))
 
     def _end_lost(self) -> None:
-        """End the sessions of a cluster whose scheduler is gone; the record keeps its settings for the next start."""
+        """End the sessions of a cluster whose scheduler is gone; its settings stay on record for the next start."""
         name = self._fleet.record.name
         event = f"the scheduler is gone; the sessions of its workers are ended. %dask_up --name {name} starts anew"
         record = self._fleet.journal.update(lambda record: replace(record, state="lost").with_event(event))
@@ -270,7 +269,7 @@ class Supervisor:
 
 
 def _named(sessions: Collection[str]) -> str:
-    """Workers by the ids of their sessions, as long as they are few."""
+    """The workers' ids, or their number if they are many."""
     if len(sessions) > _NAMED_WORKERS:
         return f"{len(sessions)} workers"
     return ("worker " if len(sessions) == 1 else "workers ") + ", ".join(sorted(sessions))

@@ -12,7 +12,7 @@ from pathlib import Path
 from distributed import Client
 
 from cml_dask_magics import CMLCluster
-from cml_dask_magics.cluster.shielded import finish
+from cml_dask_magics.cluster.shielded import run_shielded
 from cml_dask_magics.cluster.snapshot import snapshot
 from cml_dask_magics.display.actions import Controls, OnEnd, PanelActions
 from cml_dask_magics.display.words import Kind, ended_words
@@ -56,7 +56,7 @@ class KernelClusters:
         self._held: dict[_Key, CMLCluster] = {}
         self._clients: dict[_Key, Client] = {}
         # Why this kernel let go of a cluster, until the user has been told.
-        self._parting_words: dict[_Key, str] = {}
+        self._why_detached: dict[_Key, str] = {}
 
     def up(self, settings: Settings, given: frozenset[str], on_status: StatusCallback | None = None) -> Up:
         """Start, scale or re-attach to the cluster, so that it is as `settings` says.
@@ -105,7 +105,7 @@ class KernelClusters:
                 ended: Ended | None = self._held[key].shutdown()
                 return ended
             fleet = _opened(state_directory, name)
-            return finish(fleet.end) if fleet is not None else None
+            return run_shielded(fleet.end) if fleet is not None else None
         finally:
             self._held.pop(key, None)
 
@@ -120,11 +120,11 @@ class KernelClusters:
         """
         on_record = self.names(state_directory)
         found, problems = [], []
-        for key in sorted({*self._held, *self._parting_words}):
+        for key in sorted({*self._held, *self._why_detached}):
             if key[0] == state_directory and name in (None, key[1]):
                 if key[1] not in on_record or not self.is_held(*key):
                     self._alive(key)  # for its side effect: it lets go of what is gone
-                if words := self._parting_words.pop(key, ""):
+                if words := self._why_detached.pop(key, ""):
                     problems.append(words)
         for each in on_record if name is None else [name]:
             try:
@@ -215,7 +215,7 @@ class KernelClusters:
         self, settings: Settings, given: frozenset[str], lost: Record | None, on_status: StatusCallback | None
     ) -> Up:
         key = settings.state_directory, settings.name
-        notes = [words] if (words := self._parting_words.pop(key, "")) else []
+        notes = [words] if (words := self._why_detached.pop(key, "")) else []
         # A cluster that somebody began to stop is not lost.
         if lost is not None and lost.state != "stopping" and (before := settings_of(lost)) is not None:
             settings = _as_before(settings, given, replace(before, n_workers=lost.requested, adapt=lost.adapt))
@@ -236,8 +236,8 @@ class KernelClusters:
             return None
         if not cluster.closed and cluster.status().state not in ("lost", "stopping"):
             return cluster
-        if cluster.parting_words:
-            self._parting_words[key] = cluster.parting_words
+        if cluster.why_detached:
+            self._why_detached[key] = cluster.why_detached
         self._held.pop(key, None)
         if not cluster.closed:
             cluster.shutdown_on_close = False
@@ -293,10 +293,10 @@ def _opened(state_directory: Path, name: str) -> Fleet | None:
 def _last_seen(cluster: CMLCluster) -> ClusterStatus:
     """The cluster as this kernel last heard of it."""
 
-    async def picture() -> ClusterStatus:  # on the event loop, which changes this data
-        return cluster.picture()
+    async def cached_status() -> ClusterStatus:  # on the event loop, which changes this data
+        return cluster.cached_status()
 
-    seen: ClusterStatus = cluster.sync(picture)
+    seen: ClusterStatus = cluster.sync(cached_status)
     return seen
 
 
@@ -305,10 +305,10 @@ def _last_words(cluster: CMLCluster) -> tuple[str, Kind]:
     if cluster.failure is not None:
         return str(cluster.failure), "failed"
     if cluster.ended is not None:
-        why = f"{cluster.parting_words}. " if cluster.parting_words else ""
+        why = f"{cluster.why_detached}. " if cluster.why_detached else ""
         return why + ended_words(cluster.ended, cluster.peak_memory_bytes), "ended"
     followed = f"This kernel no longer follows the cluster; %dask_status {cluster.name} shows it."
-    return cluster.parting_words or followed, "ended"
+    return cluster.why_detached or followed, "ended"
 
 
 def _as_before(settings: Settings, given: frozenset[str], before: Settings) -> Settings:

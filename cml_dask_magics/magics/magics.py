@@ -184,11 +184,11 @@ def show_cluster(cluster: CMLCluster) -> None:
     live = not cluster.closed and not cluster.asynchronous and in_notebook(get_ipython())
     if live and kernel_clusters.hold(cluster):
         controls = kernel_clusters.controls(cluster.settings.state_directory, cluster.name)
-        screens.panels([(cluster.picture(), controls)])
+        screens.panels([(cluster.cached_status(), controls)])
     elif cluster.closed:
         print(f"{cluster!r} is closed")
     else:
-        show_facts(cluster.picture())
+        show_facts(cluster.cached_status())
 
 
 def _magic(parser: LineParser, run: Callable[[argparse.Namespace], None]) -> Any:

@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from cml_dask_magics.registry.files import known, remove, write_private
+from cml_dask_magics.registry.files import named, remove, write_private
 
 _KEEP_ENDED_S = 3600.0
 _ID_ALPHABET = string.ascii_lowercase + string.digits
@@ -226,7 +226,7 @@ class LocalSessions:
     def _remove(self, *names: str) -> None:
         # Above the package's own folder, links are allowed.
         with contextlib.suppress(OSError):  # old files do not keep us from launching
-            remove(self.directory.parent.parent, self.directory, known(*names))
+            remove(self.directory.parent.parent, self.directory, named(*names))
 
 
 def _start_of(process: psutil.Process) -> str:

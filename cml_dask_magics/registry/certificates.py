@@ -1,4 +1,4 @@
-"""Certificates for one cluster: scheduler, workers and clients prove to each other that they belong to it."""
+"""TLS certificates for one cluster: only its own scheduler, workers and clients can connect to each other."""
 
 from __future__ import annotations
 
@@ -17,13 +17,8 @@ _FILES = {"tls_ca_file": "ca.pem", "tls_client_cert": "cert.pem", "tls_client_ke
 def write_certificates(folder: Path) -> None:
     """Make a key and a certificate for one cluster and write them, mode 0600, into its run folder.
 
-    Other users' sessions share the network (see the platform's notes in the README), so both sides must show
-    the certificate: whoever cannot read the folder can neither connect nor listen in.
-
-    Parameters
-    ----------
-    folder : Path
-        The cluster's run folder, mode 0700.
+    Other users' sessions share the network. Both sides must show the certificate, so who cannot read the folder can
+    neither connect nor read the traffic.
     """
     temporary = Security.temporary()
     for attribute, filename in _FILES.items():
@@ -31,15 +26,7 @@ def write_certificates(folder: Path) -> None:
 
 
 def read_security(folder: Path, tls: bool) -> Security:
-    """What a client needs to talk to the cluster whose run folder this is.
-
-    Parameters
-    ----------
-    folder : Path
-        The cluster's run folder.
-    tls : bool
-        False for a cluster on plain ``tcp://``.
-    """
+    """What a client needs to connect to the cluster with this run folder; without `tls` it uses plain ``tcp://``."""
     if not tls:
         return Security(require_encryption=False)
     return Security(
@@ -48,7 +35,7 @@ def read_security(folder: Path, tls: bool) -> Security:
 
 
 def client_security(info: Mapping[str, str]) -> Security | None:
-    """What a client needs that knows nothing but a scheduler's address, as JupyterLab's Dask side bar writes it.
+    """What a client needs that has only a scheduler's address, as in the code that JupyterLab's Dask side bar writes.
 
     For ``distributed.client.security-loader`` in Dask's configuration.
 
@@ -60,13 +47,13 @@ def client_security(info: Mapping[str, str]) -> Security | None:
     Returns
     -------
     Security or None
-        None where no cluster of ours on record has that address.
+        None if no cluster on record has that address.
     """
     registry = Registry(state_directory())
     for name in registry.names():
         try:
             record = registry.read(name)
-        except RuntimeError:  # one that cannot be read is not looked for
+        except RuntimeError:  # cannot be read
             continue
         if record is not None and record.scheduler_address == info["address"]:
             return read_security(registry.run_folder(record), tls=record.settings.get("tls") is not False)

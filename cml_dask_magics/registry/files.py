@@ -1,7 +1,7 @@
 """Files of this package: written for their owner alone, and removed by name, one by one.
 
-They lie in a private folder of the user's state folder. Whatever else is found there, or behind a link, is somebody's
-and stays. Nothing in the package removes a file but through `remove`.
+They are in a private folder of the user's state folder. Other files there, or behind a link, are never touched. All
+removals in the package go through `remove`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,18 @@ _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSY
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads, whole or not at all: to a temporary file, then renamed."""
+    """Write a file with mode 0600 atomically: to a temporary file, then renamed."""
     with _draft(path, text) as draft:
         draft.replace(path)
 
 
 def create_private(path: Path, text: str) -> None:
-    """Write a file as `write_private` does, where there is none yet; of two that do so at once, one wins.
-
-    Raises
-    ------
-    FileExistsError
-        If there is one.
-    """
+    """As `write_private`, but raises ``FileExistsError`` if the file exists; of two calls at once, one succeeds."""
     with _draft(path, text) as draft:
         try:
-            os.link(draft, path)  # fails where there is a file, which a rename would replace
+            os.link(draft, path)  # fails if there is a file; a rename would replace it
         except OSError as error:
-            # A network that lost the answer asks again, and hears that there is a file: this one.
+            # A network file system that lost the answer tries again, and finds the file that it made itself.
             if not _are_one(draft, path):
                 if error.errno not in _NO_LINKS:
                     raise
@@ -45,7 +39,7 @@ def create_private(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _draft(path: Path, text: str) -> Iterator[Path]:
-    """The whole text in a file beside `path`, for the time being."""
+    """A temporary file with the text, beside `path`."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
@@ -55,7 +49,7 @@ def _draft(path: Path, text: str) -> Iterator[Path]:
             os.fsync(file.fileno())
         yield draft
     finally:
-        draft.unlink(missing_ok=True)  # made above, by a name that nobody else has
+        draft.unlink(missing_ok=True)  # made above, under a unique name
 
 
 def _are_one(one: Path, other: Path) -> bool:
@@ -66,12 +60,12 @@ def _are_one(one: Path, other: Path) -> bool:
 
 
 def make_folder(root: Path, folder: Path) -> None:
-    """Make a folder below `root`, and those between, for their owner alone.
+    """Make a folder below `root`, and those between, with mode 0700.
 
     Raises
     ------
     OSError
-        If one of them cannot be made, or is a link: what is put behind one could never be removed.
+        If one of them cannot be made, or is a link: files behind one could never be removed.
     """
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _opened(root, folder, make=True):
@@ -79,10 +73,9 @@ def make_folder(root: Path, folder: Path) -> None:
 
 
 def listed(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder; nothing if it is not there.
+    """The entries of a folder; none if it does not exist.
 
-    Listed, not asked for: on a network file system a file that is not there yet may go on missing for a while for a
-    kernel that asked too early.
+    Use this to find out whether a file exists: a network file system remembers for a while that a file was missing.
     """
     try:
         return _entries(folder)
@@ -90,35 +83,35 @@ def listed(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def known(*names: str) -> re.Pattern[str]:
-    """The pattern of files of these names, and of the drafts that a kernel leaves which is killed writing one."""
+def named(*names: str) -> re.Pattern[str]:
+    """A pattern of these file names, and of the temporary files that a kernel leaves if it is killed writing one."""
     any_name = "|".join(map(re.escape, names))
     return re.compile(rf"(?:{any_name})|\.(?:{any_name})\.[0-9a-f]{{8}}")
 
 
 def remove(root: Path, folder: Path, *patterns: re.Pattern[str], and_folder: bool = False) -> list[str]:
-    """Remove files of this package, one by one: regular files whose names fit.
+    """Remove regular files whose names match, one by one.
 
     Parameters
     ----------
     root : Path
-        The state folder, which may be reached through links; nothing below it may.
+        The state folder. The path to it may contain links; the path below it must not.
     folder : Path
-        The folder below it in which the files lie; it need not be there.
+        The folder of the files, below `root`; it need not exist.
     *patterns : re.Pattern
-        Of their names; the files of the first pattern go first.
+        Of their names; the files of the first pattern are removed first.
     and_folder : bool
-        Whether the folder goes as well, if nothing is left in it.
+        Whether to remove the folder too, if it is then empty.
 
     Returns
     -------
     list of str
-        The names of what is left.
+        The names that are left in the folder.
 
     Raises
     ------
     OSError
-        If a file cannot be removed, or the way to the folder leads over a link: then nothing is.
+        If a file cannot be removed, or the path to the folder contains a link; then nothing is removed.
     """
     try:
         with _opened(root, folder) as descriptor:
@@ -131,12 +124,12 @@ def remove(root: Path, folder: Path, *patterns: re.Pattern[str], and_folder: boo
         return []
     if and_folder and not left:
         with contextlib.suppress(OSError), _opened(root, folder.parent) as descriptor:
-            os.rmdir(folder.name, dir_fd=descriptor)  # fails if somebody has put something into it since
+            os.rmdir(folder.name, dir_fd=descriptor)  # fails if it is not empty any more
     return left
 
 
 def rename(root: Path, folder: Path, name: str, new_name: str) -> None:
-    """Rename a file within its folder; the parameters and errors are those of `remove`."""
+    """Rename a file within its folder; parameters and errors as for `remove`."""
     with _opened(root, folder) as descriptor:
         os.rename(name, new_name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
 
@@ -150,7 +143,7 @@ def _unlink(name: str, folder: int) -> None:
     try:
         os.unlink(name, dir_fd=folder)
     except FileNotFoundError:
-        # Listed, and yet not there: on a network file system that is so for a while after a kernel asked too early.
+        # Listed, but not found: a network file system may remember that it was missing. Creating it ends that.
         os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
@@ -158,7 +151,7 @@ def _unlink(name: str, folder: int) -> None:
 
 @contextlib.contextmanager
 def _opened(root: Path, folder: Path, make: bool = False) -> Iterator[int]:
-    """A descriptor of a folder below `root` to which no link leads; whoever swaps one in later, swaps it too late."""
+    """A descriptor of a folder below `root`; fails if a link is on the path, and later changes of it do not matter."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     descriptor, path = os.open(root, flags), root
     try:

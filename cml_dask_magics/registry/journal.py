@@ -11,7 +11,7 @@ from cml_dask_magics.registry.registry import GoneError, Registry, RegistryError
 
 
 class Journal:
-    """What one kernel knows and tells of one start of a cluster.
+    """Reads and writes the record of one start of a cluster.
 
     All methods block and may be called from any thread.
 
@@ -19,7 +19,7 @@ class Journal:
     ----------
     registry : Registry
     record : Record
-        The cluster's record, which stands in `registry`.
+        The cluster's record in `registry`.
     kernel : Owner
         The kernel that reads and writes.
     """
@@ -28,9 +28,9 @@ class Journal:
         self.registry = registry
         self.kernel = kernel
         self._record = record
-        # What could not be written down, in its order: it holds here, and goes to disk with what can be written next.
+        # Changes that could not be written, in order. They hold here, and are written with the next change that can be.
         self._unwritten: list[Callable[[Record], Record]] = []
-        self._lock = threading.RLock()  # so that what is read never takes the place of what was written later
+        self._lock = threading.RLock()  # what is read must not replace what was written later
 
     @property
     def record(self) -> Record:
@@ -43,12 +43,12 @@ class Journal:
         return self.registry.run_folder(self._record)
 
     def update(self, change: Callable[[Record], Record]) -> Record:
-        """Change the record on disk and here, for what must be on disk before anything else happens.
+        """Change the record on disk and here, for changes that must be on disk before anything else happens.
 
         Raises
         ------
         GoneError
-            If the cluster has no record any more: somebody stopped it.
+            If the cluster has no record any more: it was stopped.
         RegistryError
             If it cannot be written; the record stays as it was.
         """
@@ -64,7 +64,7 @@ class Journal:
             return self._record
 
     def note(self, change: Callable[[Record], Record]) -> Record:
-        """Change the record here, and on disk as soon as that can be: for what holds whether it is on disk or not.
+        """Change the record here, and on disk as soon as possible: for changes that must not fail.
 
         Parameters
         ----------
@@ -82,11 +82,11 @@ class Journal:
             return self._record
 
     def log(self, message: str) -> None:
-        """Note something that happened in the record, where every kernel reads it."""
+        """Add an event to the record, for all kernels to read."""
         self.note(lambda record: record.with_event(message))
 
     def refresh(self) -> bool:
-        """Read the record anew; False if this start of the cluster has none any more."""
+        """Read the record again; False if this start of the cluster has none any more."""
         with self._lock:
             record = self.registry.read(self._record.name, known=self._record)
             if record is None or record.token != self._record.token:
@@ -95,7 +95,7 @@ class Journal:
             return True
 
     def forget(self, record: Record) -> None:
-        """Remove the record from disk; `record` is what is remembered here.
+        """Remove the record from disk, and keep `record` here.
 
         Raises
         ------
@@ -108,7 +108,7 @@ class Journal:
             self._unwritten.clear()
 
     def _caught_up(self, record: Record) -> Record:
-        """A record as it was read, with what could not be written."""
+        """A record that was read, with the changes that could not be written."""
         for change in self._unwritten:
             record = change(record)
         return record

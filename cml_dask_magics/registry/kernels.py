@@ -9,12 +9,12 @@ from cml_dask_magics.model.record import Owner
 
 
 def kernel_may_live(kernel: Owner) -> bool:
-    """Whether a kernel may still be there: one in another session cannot be looked at."""
+    """Whether a kernel may still be alive; of one on another host that cannot be known."""
     return kernel.hostname != socket.gethostname() or _process_lives(kernel.pid)
 
 
 def this_kernel(session: str) -> Owner:
-    """The kernel that asks, in the session of that id."""
+    """This kernel, in the session with that id."""
     return Owner(session, socket.gethostname(), os.getpid())
 
 
@@ -23,6 +23,6 @@ def _process_lives(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # somebody else's process by now, or not ours to ask
+    except OSError:  # perhaps another user's process by now
         return True
     return True

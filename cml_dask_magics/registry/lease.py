@@ -1,7 +1,7 @@
-"""Which of the kernels that hold a cluster steers it: heals it, follows its load, ends it when it is lost.
+"""Which kernel steers a cluster: replaces lost workers, follows its load, ends it when it is lost.
 
-A small file beside the record names the one that does and counts its heartbeats. Clocks of different sessions need not
-agree, and may be set back: a lease is over when nobody has seen its count change for a while.
+A small file beside the record names that kernel and counts its heartbeats. Clocks of different sessions may differ, so
+a lease has expired for a kernel that has not seen the count change for a while.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 
 from cml_dask_magics.model.record import Owner
 from cml_dask_magics.model.times import USUAL, Times
-from cml_dask_magics.registry.files import known, remove, write_private
+from cml_dask_magics.registry.files import named, remove, write_private
 from cml_dask_magics.registry.kernels import kernel_may_live
 from cml_dask_magics.registry.registry import LEASE_FILE, Registry
 
 
 @dataclass(frozen=True)
 class _Held:
-    """What the file says: who holds the lease, in which kernel, and how often it has said so."""
+    """The file's content: who holds the lease, in which kernel, and its heartbeats."""
 
     holder: str
     kernel: Owner
@@ -29,7 +29,7 @@ class _Held:
 
 
 class Lease:
-    """The lease of one cluster, as one holder of the cluster sees it.
+    """The lease of one cluster, for one `CMLCluster` object that may take it.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Lease:
     name : str
         The cluster.
     kernel : Owner
-        The kernel that asks.
+        This kernel.
     times : Times, optional
     """
 
@@ -46,45 +46,45 @@ class Lease:
         self._name = name
         self._kernel = kernel
         self._times = times
-        self._holder = secrets.token_hex(8)  # a kernel may hold a cluster twice
+        self._holder = secrets.token_hex(8)  # a kernel may attach to a cluster twice
         self._path = registry.folder(name) / LEASE_FILE
         self._beat_at: float | None = None
         self._seen: _Held | None = None
         self._seen_at = 0.0
 
     def hold(self) -> bool:
-        """Take the lease if it is free, or keep it; whether it is ours.
+        """Take the lease if it is free, or keep it; returns whether it is ours.
 
-        To be called more often than every `Times.lease_s`; writes every `Times.beat_s`.
+        Call it more often than every `Times.lease_s`. It writes every `Times.beat_s`.
         """
         now = time.monotonic()
         if self._beat_at is not None and now - self._beat_at < self._times.beat_s:
             return True
         try:
             with self._registry.exclusive(self._name):
-                held = self._read()
-                if held is not None and held.holder != self._holder and not self._is_over(held, now):
-                    self._beat_at = None
-                    return False
-                mine = held is not None and held.holder == self._holder
-                self._write(_Held(self._holder, self._kernel, held.beats + 1 if held is not None else 0))
-                if not mine:
-                    # Where files cannot be locked two may take it at once: the next look shows whose word stands.
-                    self._beat_at = None
-                    return False
-        except OSError:  # a disk that is full, a cluster that is gone: who cannot say so does not steer
-            self._beat_at = None
-            return False
-        self._beat_at = now
-        return True
+                ours = self._take(now)
+        except OSError:  # a full disk, or the cluster is gone: who cannot write the lease does not steer
+            ours = False
+        self._beat_at = now if ours else None
+        return ours
 
     def release(self) -> None:
-        """Leave the lease to others."""
+        """Give the lease up."""
         self._beat_at = None
         with contextlib.suppress(OSError), self._registry.exclusive(self._name):
             held = self._read()
             if held is not None and held.holder == self._holder:
-                remove(self._registry.state_directory, self._path.parent, known(LEASE_FILE))
+                remove(self._registry.state_directory, self._path.parent, named(LEASE_FILE))
+
+    def _take(self, now: float) -> bool:
+        """Write the lease if it is free or ours; returns whether it was ours already."""
+        held = self._read()
+        ours = held is not None and held.holder == self._holder
+        if held is not None and not ours and not self._is_over(held, now):
+            return False
+        self._write(_Held(self._holder, self._kernel, held.beats + 1 if held is not None else 0))
+        # Without file locks two may take it at once: the next call shows who has it.
+        return ours
 
     def _is_over(self, held: _Held, now: float) -> bool:
         if held != self._seen:
@@ -98,7 +98,7 @@ class Lease:
             return held if isinstance(held.kernel.pid, int) else None
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError):  # half, or nonsense: nobody holds it
+        except (ValueError, KeyError, TypeError, AttributeError):  # incomplete or invalid: nobody holds it
             return None
 
     def _write(self, held: _Held) -> None:

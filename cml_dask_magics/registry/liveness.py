@@ -1,4 +1,4 @@
-"""Whether a recorded cluster still answers, found out with a socket: quick, and without importing Dask."""
+"""Whether a recorded cluster still answers: with a plain socket, which is quick and needs no Dask."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from cml_dask_magics.registry.kernels import kernel_may_live
 from cml_dask_magics.registry.run_folder import FORMER_SCHEDULER_FILE, SCHEDULER_FILE
 
 Liveness = Literal["answers", "starting", "silent"]
-# How long after its start's deadline a cluster that has not come up may still be in somebody's hands.
+# How long after its timeout a start may still be under way.
 _START_SLACK_S = 60.0
 
 
 def liveness(record: Record, run_folder: Path, timeout_s: float) -> Liveness:
-    """How a recorded cluster is, as far as a connection to its scheduler tells.
+    """The state of a recorded cluster, by a connection to its scheduler.
 
     Parameters
     ----------
     record : Record
     run_folder : Path
-        Its run folder.
     timeout_s : float
         Seconds to wait for an answer.
 
     Returns
     -------
     {"answers", "starting", "silent"}
-        ``starting``: its kernel is still at it. ``silent``: nobody listens where the scheduler was, the kernel that was
-        starting it is gone, or somebody has begun to stop it.
+        ``starting``: its kernel is still starting it. ``silent``: nothing listens at the scheduler's address, the
+        kernel that was starting it is gone, or it is being stopped.
     """
     if record.state in ("stopping", "lost"):
         return "silent"
@@ -46,23 +45,23 @@ def liveness(record: Record, run_folder: Path, timeout_s: float) -> Liveness:
 
 
 def answers(address: str, timeout_s: float) -> bool:
-    """Whether somebody listens at an address such as ``tls://100.66.1.3:8786``."""
+    """Whether something listens at an address such as ``tls://100.66.1.3:8786``."""
     try:
         parts = urlsplit(address)
         socket.create_connection((parts.hostname or "", parts.port or 0), timeout=timeout_s).close()
-    except (OSError, ValueError):  # nobody there, or no address
+    except (OSError, ValueError):  # nothing there, or no valid address
         return False
     return True
 
 
 def scheduler_address(record: Record, run_folder: Path) -> str | None:
-    """Where the cluster's scheduler listens, once it has said so."""
+    """The scheduler's address, once it is known."""
     if record.scheduler_address:
         return record.scheduler_address
     for name in (SCHEDULER_FILE, FORMER_SCHEDULER_FILE):
         try:
             address = json.loads((run_folder / name).read_text())["address"]
-        except (OSError, ValueError, KeyError, TypeError):  # not written yet, or half
+        except (OSError, ValueError, KeyError, TypeError):  # not written yet, or incomplete
             continue
         if isinstance(address, str) and address:
             return address
@@ -72,7 +71,7 @@ def scheduler_address(record: Record, run_folder: Path) -> str | None:
 def _owner_may_live(record: Record) -> bool:
     if not kernel_may_live(record.owner):
         return False
-    # A kernel of another session cannot be looked at, and a process id comes round again: in the end time tells.
+    # Kernels on other hosts cannot be checked, and process ids are reused: so there is a time limit too.
     timeout_s = record.settings.get("timeout_s")
     limit_s = (timeout_s if isinstance(timeout_s, (int, float)) else 0.0) + _START_SLACK_S
     return time.time() < record.created_at + limit_s

@@ -1,8 +1,7 @@
 """Durable records of clusters, so that any kernel of the user can find, use and stop what another one started.
 
-One folder a cluster name under ``clusters/`` holds the record; ``runs/NAME-TOKEN/`` holds what the sessions of
-one start read and write. Both lie in a private folder of the state folder. Knows neither Dask nor sessions: it is
-files.
+``clusters/NAME/`` holds a cluster's record, ``runs/NAME-TOKEN/`` what the sessions of one start read and write. Both
+are in a private folder of the state folder. Knows neither Dask nor the platform.
 """
 
 from __future__ import annotations
@@ -10,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import secrets
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +19,7 @@ from pathlib import Path
 
 from cml_dask_magics.model.record import NAME, Record, record_from_json, record_to_json
 from cml_dask_magics.model.settings import PRIVATE_FOLDER
-from cml_dask_magics.registry.files import create_private, known, listed, make_folder, remove, write_private
+from cml_dask_magics.registry.files import create_private, listed, make_folder, named, remove, write_private
 from cml_dask_magics.registry.run_folder import (
     CLAIM_FILE,
     LOGS,
@@ -39,24 +36,24 @@ from cml_dask_magics.registry.run_folder import (
 LEASE_FILE = "lease.json"
 _RECORD_FILE, _MENDED_FILE, _LOCK_FILE = "record.json", ".mended", "lock"
 _KEPT_RUNS = 10
-_KEPT_STARTS = 10
 _LOCK_TRIES = 100
-# Why a file cannot be opened, where asking again changes nothing; other reasons may be a network's passing weakness.
+_DELETED = "it was deleted"
+# Errors of opening a file that last. Others may be temporary, on a network file system.
 _UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 
 
 class NameTakenError(RuntimeError):
-    """Another claim of the name stands."""
+    """The name is taken by another cluster."""
 
 
 class GoneError(RuntimeError, KeyError):
-    """The cluster has no record any more: somebody has stopped it."""
+    """The cluster has no record any more: it was stopped."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"cluster {name!r} is not on record any more: it was stopped, here or from another kernel")
 
     def __str__(self) -> str:
-        """The message; a `KeyError` would quote it."""
+        """The message as it is; `KeyError` would put it in quotes."""
         return str(self.args[0])
 
 
@@ -75,8 +72,8 @@ class Registry:
     Attributes
     ----------
     directory : Path
-        The private folder in it, where everything is. Releases before there was one put their files into the state
-        folder itself: a cluster that is on record there is used and stopped there, as its sessions know the paths.
+        The private folder in it, which holds everything. Older releases put their files into the state folder itself.
+        A cluster on record there is used and stopped there, because its sessions have these paths.
     """
 
     def __init__(self, state_directory: Path) -> None:
@@ -86,30 +83,30 @@ class Registry:
         self._locked: set[str] = set()
 
     def names(self) -> list[str]:
-        """Names of the clusters that have a record, or whose sessions may run though it was deleted; sorted."""
+        """Sorted names of the clusters that have a record, or whose record was deleted while sessions may run."""
         try:
             on_record = {name for name in self._names_in(self.directory) if self._is_private(name)}
             open_runs = {cluster_of(run.name) for run in self._open_runs()}
         except OSError as error:
             raise self._unusable(error) from error
-        with contextlib.suppress(OSError):  # folders of the user's, which may be closed to us
+        with contextlib.suppress(OSError):  # the user's folders, perhaps without access for us
             on_record |= {name for name in self._names_in(self.state_directory) if self._is_older(name)}
         return sorted(on_record | open_runs)
 
     def root(self, name: str) -> Path:
-        """The folder in whose ``clusters`` a name is: `directory`, or the state folder as an older release left it."""
+        """The folder with the cluster's ``clusters/NAME``: `directory`, or the state folder for an older release's."""
         return self.state_directory if self._is_older(name) and not self._is_private(name) else self.directory
 
     def run_folder(self, record: Record) -> Path:
-        """The folder that the sessions of this start share."""
+        """The folder that the sessions of the record's cluster share."""
         run = Path("runs", f"{record.name}-{record.token}")
         older = self.state_directory / run
         return older if older.is_dir() and not older.is_symlink() else self.directory / run
 
     def latest_log_folder(self, name: str) -> Path | None:
-        """Where the sessions of the newest start of a cluster, running or ended, print to."""
+        """The log folder of the newest start of a cluster, running or ended."""
         runs = self._runs(name)
-        if (record := self.read(name)) is not None:  # of an older release, perhaps
+        if (record := self.read(name)) is not None:  # perhaps an older release's
             runs.append(self.run_folder(record))
         logs = [entry for run in runs for entry in listed(run) if entry.name == LOGS and _is_folder(entry)]
         newest = max(logs, key=lambda entry: entry.stat().st_mtime, default=None)
@@ -118,9 +115,9 @@ class Registry:
     def read(self, name: str, known: Record | None = None) -> Record | None:
         """The record of a cluster, or None.
 
-        A broken record is moved to ``broken/``; what takes its place, and that of one that somebody deleted, is
-        `known`, or else what the run folder tells: the settings and the ids of the sessions that printed something.
-        So its sessions can be found, used and stopped.
+        A broken record is moved to ``broken/``. It is replaced, as is a deleted one, by `known`, or else by what is in
+        the run folder: the settings and the ids of the sessions that printed something. So the sessions can still be
+        found, used and stopped.
 
         Parameters
         ----------
@@ -129,44 +126,31 @@ class Registry:
             The record as the caller last saw it.
         """
         path = self._record_path(name)
-        try:
-            return record_from_json(path.read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            reason = "it was deleted"
-            if not self._open_runs(name):
-                return None
-        except OSError as error:
-            if error.errno not in _UNREADABLE:
-                raise self._unusable(error) from error
-            reason = f"it could not be read: {error.strerror}"
-        except ValueError as error:  # UnicodeDecodeError is one
-            reason = f"it could not be read: {error}"
+        found = self._load(path)
+        if isinstance(found, Record):
+            return found
+        if found == _DELETED and not self._open_runs(name):
+            return None
         with self.exclusive(name):
-            try:  # another kernel may have mended it meanwhile
-                return record_from_json(path.read_text())
-            except (FileNotFoundError, NotADirectoryError):
-                runs = self._open_runs(name)
-                return self._mend(name, reason, known, runs) if runs else None
-            except ValueError:
-                return self._mend(name, reason, known, self._runs(name))
-            except OSError as error:
-                if error.errno not in _UNREADABLE:
-                    raise self._unusable(error) from error
-                return self._mend(name, reason, known, self._runs(name))
+            found = self._load(path)  # another kernel may have mended it meanwhile
+            if isinstance(found, Record):
+                return found
+            runs = self._open_runs(name) if found == _DELETED else self._runs(name)
+            return self._mend(name, found, known, runs) if runs or found != _DELETED else None
 
     def claim(self, record: Record, fill: Callable[[Path], None] = lambda _: None) -> Path:
-        """Take a name for a new cluster, exclusively, with everything the record says.
+        """Take a name for a new cluster, exclusively, and write its record.
 
         Parameters
         ----------
         record : Record
         fill : callable
-            Called with the run folder, to put into it what must be there before anybody can know of the cluster.
+            Called with the run folder, to write what must be there before the cluster is visible to others.
 
         Returns
         -------
         Path
-            The run folder, made, mode 0700, with an empty ``logs`` folder.
+            The new run folder, mode 0700, with an empty ``logs`` folder.
 
         Raises
         ------
@@ -176,7 +160,7 @@ class Registry:
             If the state folder cannot be written.
         """
         run = self.directory / "runs" / f"{record.name}-{record.token}"
-        if run.name in (entry.name for entry in listed(run.parent)):  # of this very start
+        if run.name in (entry.name for entry in listed(run.parent)):  # the same start
             raise NameTakenError(record.name)
         try:
             make_folder(self.state_directory, run.parent)
@@ -189,10 +173,9 @@ class Registry:
                     create_private(self._record_path(record.name), record_to_json(record))
                 except FileExistsError:
                     raise NameTakenError(record.name) from None
-                # For whoever must go on without the record, because it is broken or deleted. As long as this is here,
-                # there must be a record.
+                # A copy, for when the record is broken or deleted. As long as it is here, there must be a record.
                 write_private(run / CLAIM_FILE, record_to_json(record))
-        except BaseException as error:  # Ctrl-C, too: nobody would ever know that the name was taken
+        except BaseException as error:  # Ctrl-C too: the name would stay taken
             with contextlib.suppress(RegistryError):
                 self.forget(record)
             with contextlib.suppress(OSError):
@@ -203,7 +186,7 @@ class Registry:
         return run
 
     def update(self, name: str, change: Callable[[Record], Record], known: Record | None = None) -> Record:
-        """Read, change and write one record, alone among all kernels that use this folder.
+        """Read, change and write one record, with its lock held.
 
         Parameters
         ----------
@@ -232,7 +215,7 @@ class Registry:
             return changed
 
     def forget(self, record: Record) -> None:
-        """Remove the record and the secrets of a cluster whose sessions have all ended; its logs are kept a while.
+        """Remove the record and the secrets of a cluster whose sessions have all ended, and the oldest logs.
 
         Raises
         ------
@@ -241,76 +224,63 @@ class Registry:
         """
         folder = self.folder(record.name)
         try:
-            with self.exclusive(record.name) as alone:
-                # First this: a run folder that is open and has no record is one whose record was deleted.
+            with self.exclusive(record.name) as locked:
+                # First this: an open run folder without a record means that the record was deleted.
                 close_run(self.state_directory, self.run_folder(record))
                 current = self.read(record.name)
-                # Not one that was started since; and what is there now, where nothing was, is of a claim under way.
-                if current.token == record.token if current is not None else alone:
-                    # As soon as the record is gone the name is free; who takes it waits for the lock, which goes last.
-                    gone = [known(LEASE_FILE, _MENDED_FILE), known(_LOCK_FILE)]
+                # Not a later start's record. Without a record and a lock, files that appear are a new claim's.
+                if current.token == record.token if current is not None else locked:
+                    # Without the record the name is free. Who takes it waits for the lock, which is removed last.
+                    gone = [named(LEASE_FILE, _MENDED_FILE), named(_LOCK_FILE)]
                     if current is not None:
-                        gone.insert(0, known(_RECORD_FILE))
+                        gone.insert(0, named(_RECORD_FILE))
                     remove(self.state_directory, folder, *gone, and_folder=True)
         except OSError as error:
             raise self._unusable(error) from error
-        # Old output that cannot be removed, another cluster's record that cannot be read: not this cluster's trouble.
+        # Errors with old logs, or with another cluster's record, are not this cluster's.
         with contextlib.suppress(OSError, RegistryError):
-            runs = self._runs(having=MARK)  # first: what is claimed meanwhile is none of them
+            runs = self._runs(having=MARK)  # before the records, so that none is of a newer claim
             current_runs = {self.run_folder(each) for name in self.names() if (each := self.read(name)) is not None}
             for run in [run for run in runs if run not in current_runs][:-_KEPT_RUNS]:
                 with contextlib.suppress(OSError):
                     remove_run(self.state_directory, run)
 
-    def note_start(self, backend: str, took_s: float) -> None:
-        """Remember how long a start took; the next one's estimate comes of the last ten."""
-        starts = self._starts()
-        starts[backend] = [*starts.get(backend, []), round(took_s, 1)][-_KEPT_STARTS:]
-        with contextlib.suppress(OSError):  # an estimate is no reason to fail
-            write_private(self.directory / "starts.json", json.dumps(starts))
-
-    def usual_start_s(self, backend: str) -> float | None:
-        """How many seconds starts on a platform usually took, their median; None if there were none."""
-        known = self._starts().get(backend)
-        return statistics.median(known) if known else None
-
-    def _starts(self) -> dict[str, list[float]]:
-        try:
-            starts = json.loads((self.directory / "starts.json").read_text())
-            return {str(backend): [float(took_s) for took_s in known] for backend, known in starts.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
-            return {}
-
     def logged_sessions(self, record: Record) -> set[str]:
-        """Ids of the sessions that have started to print for this cluster: proof that they are its own."""
+        """Ids of the sessions that print to this cluster's folder: proof that they belong to it."""
         return set(session_logs(self.run_folder(record) / LOGS))
 
     def folder(self, name: str) -> Path:
-        """Where a cluster's record lies."""
+        """The folder of a cluster's record."""
         return self.root(name) / "clusters" / name
 
     def _is_private(self, name: str) -> bool:
-        """Whether there is a record of that name, whatever is in it, in the private folder."""
+        """Whether the private folder has a record of that name, valid or not."""
         return any(entry.name == _RECORD_FILE for entry in listed(self.directory / "clusters" / name))
 
     def _is_older(self, name: str) -> bool:
-        """Whether an older release left a record of that name; whatever else is there is the user's."""
+        """Whether an older release left a valid record of that name; other files there are the user's."""
+        record = self._load(self.state_directory / "clusters" / name / _RECORD_FILE)
+        return isinstance(record, Record) and record.name == name
+
+    def _load(self, path: Path) -> Record | str:
+        """The record in a file, or why there is none, in words."""
         try:
-            record = record_from_json((self.state_directory / "clusters" / name / _RECORD_FILE).read_text())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return False
+            return record_from_json(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return _DELETED
         except OSError as error:
             if error.errno not in _UNREADABLE:
                 raise self._unusable(error) from error
-            return False
-        return record.name == name
+            return f"it could not be read: {error.strerror}"
+        except ValueError as error:  # UnicodeDecodeError is one
+            return f"it could not be read: {error}"
 
     @staticmethod
     def _names_in(root: Path) -> list[str]:
         return [entry.name for entry in listed(root / "clusters") if NAME.fullmatch(entry.name)]
 
     def _runs(self, name: str = "", having: str = "") -> list[Path]:
-        """Run folders of a cluster, or of all, and if so only those `having` a file of that name; the oldest first."""
+        """Run folders of a cluster, or of all, oldest first; if given, only those that have the file `having`."""
         found = [
             entry
             for runs in listed(self.directory)
@@ -324,7 +294,7 @@ class Registry:
         return [Path(entry) for entry in sorted(found, key=lambda entry: entry.stat(follow_symlinks=False).st_mtime)]
 
     def _open_runs(self, name: str = "") -> list[Path]:
-        """Run folders of clusters that have not been forgotten."""
+        """Run folders that `forget` has not closed."""
         return self._runs(name, having=CLAIM_FILE)
 
     def _record_path(self, name: str) -> Path:
@@ -332,9 +302,9 @@ class Registry:
 
     @contextlib.contextmanager
     def exclusive(self, name: str, *, make: bool = False) -> Iterator[bool]:
-        """Alone with what is on record of a cluster, among all threads and kernels that ask; whether it is locked.
+        """Hold the lock of a cluster's record, against all threads and kernels; yields whether it is held.
 
-        It is not where there is nothing to lock, or nobody can write.
+        It is not if the cluster has no folder, or the folder cannot be written.
 
         Parameters
         ----------
@@ -343,7 +313,7 @@ class Registry:
             Whether to make the cluster's folder, if there is none.
         """
         with self._lock:
-            # By a caller further up: a second descriptor would wait for the first.
+            # If a caller holds it already, a second descriptor would wait for the first.
             descriptor = self._locked_file(name, make) if name not in self._locked else None
             if descriptor is None:
                 yield name in self._locked
@@ -356,23 +326,23 @@ class Registry:
                 os.close(descriptor)
 
     def _locked_file(self, name: str, make: bool) -> int | None:
-        """The lock, held; None where there is no such cluster, or nobody can write: the caller's own access says so."""
+        """A descriptor that holds the lock; None if there is no such cluster, or its folder cannot be written."""
         folder = self.folder(name)
         for _ in range(_LOCK_TRIES):
             if make:
                 make_folder(self.state_directory, folder)
-            elif not {_RECORD_FILE, _LOCK_FILE} & {entry.name for entry in listed(folder)}:  # at most a user's files
+            elif not {_RECORD_FILE, _LOCK_FILE} & {entry.name for entry in listed(folder)}:  # empty, or a user's files
                 return None
             try:
                 descriptor = os.open(folder / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except OSError as error:
-                if make and isinstance(error, FileNotFoundError):  # somebody has just removed the folder
+                if make and isinstance(error, FileNotFoundError):  # removed just now
                     continue
                 return None
             try:
-                with contextlib.suppress(OSError):  # a file system without locks: records are whole all the same
+                with contextlib.suppress(OSError):  # no locks here; files are still written whole
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
-                # Who forgets a cluster removes the lock: then it is another one that counts by now.
+                # `forget` may have removed this lock while we waited for it.
                 if _is_at(descriptor, folder / _LOCK_FILE):
                     return descriptor
             except BaseException:  # Ctrl-C while waiting
@@ -382,7 +352,7 @@ class Registry:
         return None
 
     def _mend(self, name: str, reason: str, known: Record | None, runs: list[Path]) -> Record:
-        """Put what is known in the place of a record that is broken or gone."""
+        """Replace a record that is broken or gone."""
         path = self._record_path(name)
         aside = self.directory / "broken" / f"{name}-{int(time.time())}-{secrets.token_hex(2)}.json"
         if known is not None:  # but other kernels may have launched more since
@@ -391,7 +361,7 @@ class Registry:
             record = salvaged_record(name, runs[-1] if runs else None)
         kept = f"; it is kept as {aside}" if os.path.lexists(path) else ""
         record = record.with_event(f"the record was mended ({reason}{kept})")
-        # A disk that is full, or that cannot be written, keeps the broken one where it is: the next reader tries again.
+        # If it cannot be written, the broken record stays where it is, and the next reader tries again.
         with contextlib.suppress(OSError):
             make_folder(self.state_directory, path.parent)
             mended = path.with_name(_MENDED_FILE)
@@ -399,7 +369,7 @@ class Registry:
             if kept:
                 make_folder(self.state_directory, aside.parent)
                 try:
-                    os.link(path, aside, follow_symlinks=False)  # so that there is a record all the time
+                    os.link(path, aside, follow_symlinks=False)  # a link, so that there is a record all the time
                 except OSError:
                     path.rename(aside)
             mended.replace(path)
@@ -413,12 +383,12 @@ class Registry:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is one, and no link to one."""
+    """Whether it is a folder, not a link to one."""
     return entry.is_dir(follow_symlinks=False)
 
 
 def _has(folder: str, name: str) -> bool:
-    """Whether a folder has a file of that name; a link is none."""
+    """Whether a folder has a regular file of that name."""
     return any(entry.name == name and entry.is_file(follow_symlinks=False) for entry in listed(Path(folder)))
 
 

@@ -1,6 +1,6 @@
-"""The folder that the sessions of one start of a cluster share: what it tells of them, and how it is closed.
+"""The run folder, which the sessions of one start of a cluster share: its files, and how it is made, read and closed.
 
-It is the only witness where a record is broken or deleted. Knows no registry.
+If a record is broken or deleted, this folder is all that is known of the cluster.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from cml_dask_magics.model.record import Launch, Owner, Record, Role, SessionRecord, record_from_json
-from cml_dask_magics.registry.files import known, remove, write_private
+from cml_dask_magics.model.record import Launch, Owner, Record, SessionRecord, record_from_json
+from cml_dask_magics.registry.files import named, remove, write_private
 
 logger = logging.getLogger(__name__)
 
 SCHEDULER_FILE = "scheduler.json"
-# What the scheduler file is called once its cluster is being stopped.
+# The scheduler file's name once the cluster is being stopped.
 FORMER_SCHEDULER_FILE = "scheduler.former.json"
 SCHEDULER_SESSION_FILE = "scheduler.session"
 SESSION_PROGRAM, SESSION_DATA = "session.py", "session.json"
 LOG_SUFFIX = ".log"
 CLAIM_FILE = "claim.json"
 LOGS = "logs"
-# In every folder that was made for a start: an old folder without it is not ours to remove.
+# In every run folder that we made; a folder without it is never removed.
 MARK = ".cml-dask-magics"
 _RUN_FOLDER = re.compile(r"([A-Za-z0-9_-]{1,40})-[0-9a-f]{8}")
-# All that is put beside the logs; `certificates` writes the certificates.
+# All files beside the logs; `certificates` writes the last three.
 _NAMES = (CLAIM_FILE, SCHEDULER_FILE, FORMER_SCHEDULER_FILE, SCHEDULER_SESSION_FILE, SESSION_DATA, SESSION_PROGRAM)
-_FILES = known(*_NAMES, "ca.pem", "cert.pem", "key.pem")
+_FILES = named(*_NAMES, "ca.pem", "cert.pem", "key.pem")
 _LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)" + re.escape(LOG_SUFFIX))
 _TAIL_BYTES = 65536
 _NOBODY = Owner("", "", 0)
 
 
 def session_logs(folder: Path) -> dict[str, Path]:
-    """What the sessions of a cluster printed: their files by session id. Other files that lie there are none."""
+    """The log files in a folder, by session id."""
     try:
         matches = {entry.name: _LOG.fullmatch(entry.name) for entry in os.scandir(folder)}
     except OSError:
@@ -62,22 +62,22 @@ def scheduler_session(run: Path) -> str:
 
 
 def cluster_of(run: str) -> str:
-    """The name of the cluster whose start a run folder, NAME-TOKEN, was made for; empty if it is none."""
+    """The cluster's name in a run folder's name, ``NAME-TOKEN``; empty if it is no such name."""
     match = _RUN_FOLDER.fullmatch(run)
     return match[1] if match is not None else ""
 
 
 def make_run(run: Path) -> None:
-    """Make a run folder, in a folder that is there: an empty folder for logs, and the mark that it is ours."""
+    """Make a run folder, with an empty folder for logs and the mark that it is ours. Its parent must exist."""
     run.mkdir(mode=0o700)
     (run / LOGS).mkdir(mode=0o700)
     write_private(run / MARK, "Made by cml-dask-magics, which removes it when it is old. Keep nothing here.\n")
 
 
 def close_run(root: Path, run: Path) -> None:
-    """Remove what sessions need to start, the secrets too; what they printed stays.
+    """Remove what sessions need to start, with the secrets; the logs stay.
 
-    Without its scheduler file a session that starts late ends at once (see `commands`).
+    A session that starts late finds no scheduler file and exits (see `fleet.shell_lines`).
 
     Parameters
     ----------
@@ -88,26 +88,26 @@ def close_run(root: Path, run: Path) -> None:
     """
     try:
         remove(root, run, _FILES)
-    except NotADirectoryError as error:  # what lies behind a link is the user's, who must not be kept from stopping
+    except NotADirectoryError as error:  # the files behind a link are the user's; the cluster must stop all the same
         logger.warning("%s is left as it is: %s (%s)", run, error.strerror, error.filename)
 
 
 def remove_run(root: Path, run: Path) -> None:
-    """Remove a run folder of an ended cluster with the logs in it, but for what others have put there."""
+    """Remove an ended cluster's run folder with its logs, except for files that are not ours."""
     remove(root, run / LOGS, _LOG, and_folder=True)
     if set(remove(root, run, _FILES)) <= {MARK}:
-        remove(root, run, known(MARK), and_folder=True)
+        remove(root, run, named(MARK), and_folder=True)
 
 
 def salvaged_record(name: str, run: Path | None) -> Record:
-    """A record from a run folder alone: how the cluster was claimed, and which sessions printed something.
+    """A record made from a run folder alone: the settings of the claim, and the sessions that printed something.
 
     Parameters
     ----------
     name : str
         The cluster.
     run : Path or None
-        Its run folder; None if there is none, and so nothing to know.
+        Its run folder, if there is one.
     """
     if run is None:
         return Record(name, secrets.token_hex(4), "", time.time(), _NOBODY, settings={}, requested=0, state="stopping")
@@ -118,12 +118,11 @@ def salvaged_record(name: str, run: Path | None) -> Record:
         claimed = Record(name, token, "", time.time(), _NOBODY, settings={}, requested=0)
     scheduler = scheduler_session(run)
     sessions = tuple(
-        replace(session_record(claimed, session, "scheduler" if session == scheduler else "worker"), salvaged=True)
-        for session in session_logs(run / LOGS)
+        replace(session_record(claimed, session, scheduler), salvaged=True) for session in session_logs(run / LOGS)
     )
     return replace(
         claimed,
-        # Where nobody knows what it was made of, it can be stopped, but not used.
+        # Without its settings it can be stopped, but not used.
         state="running" if claimed.settings and _read_text(run / SCHEDULER_FILE) else "stopping",
         requested=sum(session.role == "worker" for session in sessions),
         sessions=sessions,
@@ -132,19 +131,28 @@ def salvaged_record(name: str, run: Path | None) -> Record:
 
 
 def unknown_launches(record: Record) -> Launch:
-    """Says that sessions of a cluster may exist that its record does not know."""
+    """A launch that stands for sessions of the cluster that its record may lack."""
     return Launch(secrets.token_hex(4), "worker", 0, record.created_at, _NOBODY, answered=True)
 
 
-def session_record(record: Record, session: str, role: Role) -> SessionRecord:
-    """The record of a session that nobody has answered for, as the cluster's settings say that it must be."""
-    prefix = "scheduler_" if role == "scheduler" else ""
+def session_record(record: Record, session: str, scheduler: str) -> SessionRecord:
+    """The record of a session that no launch call returned, sized by the cluster's settings.
+
+    Parameters
+    ----------
+    record : Record
+        The cluster's.
+    session, scheduler : str
+        Ids of the session, and of the session in which the scheduler runs.
+    """
+    is_scheduler = session == scheduler
+    prefix = "scheduler_" if is_scheduler else ""
     return SessionRecord(
         id=session,
-        role=role,
+        role="scheduler" if is_scheduler else "worker",
         cpu=record.settings.get(f"{prefix}cpu", 0),
         memory_gib=record.settings.get(f"{prefix}memory_gib", 0),
-        gpu=0 if prefix else record.settings.get("gpu", 0),
+        gpu=0 if is_scheduler else record.settings.get("gpu", 0),
         launched_at=time.time(),
         launched_from=record.owner.session,
     )

@@ -28,6 +28,7 @@ from cml_dask_magics.model.record import record_from_json
 from cml_dask_magics.registry import registry as registry_module
 from cml_dask_magics.registry.files import write_private
 from cml_dask_magics.registry.registry import NameTakenError, Registry
+from cml_dask_magics.registry.start_times import usual_start_s
 
 pytestmark = pytest.mark.dask
 
@@ -420,6 +421,6 @@ def test_who_comes_goes_and_scales_is_told(one: CMLCluster) -> None:
 def test_the_next_start_knows_how_long_the_last_one_took(state: Path) -> None:
     with CMLCluster(1) as cluster:
         assert cluster.status().usual_start_s is None
-    took_s = Registry(state).usual_start_s("local")
+    took_s = usual_start_s(Registry(state).directory, "local")
     with CMLCluster(1) as cluster:
         assert took_s is not None and cluster.status().usual_start_s == took_s > 0

@@ -159,7 +159,7 @@ def test_a_cluster_that_nobody_uses_ends_and_its_record_with_it(state: Path) -> 
     cluster = CMLCluster(1, idle_timeout="10s")
     until(lambda: cluster.closed)
     assert not running(state) and kernel_clusters.names(state) == []
-    assert cluster.ended is not None and "nobody worked" in cluster.parting_words
+    assert cluster.ended is not None and "nobody worked" in cluster.why_detached
     cluster.close()
 
 

@@ -27,13 +27,13 @@ from cml_dask_magics.platforms import local
 from cml_dask_magics.platforms.local import LocalSessions
 from cml_dask_magics.registry import files
 from cml_dask_magics.registry.certificates import write_certificates
-from cml_dask_magics.registry.files import create_private, known, listed, make_folder, remove, rename, write_private
+from cml_dask_magics.registry.files import create_private, listed, make_folder, named, remove, rename, write_private
 from cml_dask_magics.registry.lease import Lease
 from cml_dask_magics.registry.registry import NameTakenError, Registry, RegistryError
 from cml_dask_magics.registry.run_folder import close_run, make_run
 
 HERE = Owner("", "host", 1)
-OURS = known("key.pem")
+OURS = named("key.pem")
 
 
 def make_record(name: str = "default", token: str = "0000aaaa", backend: str = "local") -> Record:
