@@ -26,11 +26,10 @@ from cml_dask_magics.display.words import (
     memory_words,
     phase_words,
     totals,
-    unit,
     utc_now,
     workers_words,
 )
-from cml_dask_magics.model.status import ClusterStatus, SessionStatus, WorkerFigures
+from cml_dask_magics.model.status import ClusterStatus, SessionStatus, WorkerFigures, unit
 
 NO_CLUSTER = "No cluster is running. %dask_up starts one."
 
@@ -82,7 +81,7 @@ def to_text(
         if status.scheduler is not None:
             console.print(Text(f"Scheduler: {', '.join(_cells(status.scheduler, now))}"))
         if shown:
-            out.write("\n".join([*_table(shown, unit(status).capitalize(), now), ""]))
+            out.write("\n".join([*_table(shown, unit(status.processes).capitalize(), now), ""]))
         if more := len(status.workers) - len(shown):
             console.print(Text(f"… and {more:,} more"))
         for event in latest_events(status.events):

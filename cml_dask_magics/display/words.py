@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Literal, NamedTuple
 
 from cml_dask_magics.display.safe import clean
-from cml_dask_magics.model.status import ClusterStatus, Ended, Event, SessionState, SessionStatus, WorkerFigures
+from cml_dask_magics.model.status import ClusterStatus, Ended, Event, SessionState, SessionStatus, WorkerFigures, unit
 
 Kind = Literal["ended", "failed"]
 """How a cluster ended."""
@@ -111,10 +111,10 @@ def format_duration_s(seconds: float, exact: bool = False) -> str:
 
 def format_bytes(size: float) -> str:
     """``1.5 GiB``, ``96 MiB``: at most three digits."""
-    for unit, factor in _UNITS:
+    for name, factor in _UNITS:
         if size >= factor:
             value = size / factor
-            return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:.1f}".removesuffix(".0") + f" {unit}"
+            return f"{value:.0f} {name}" if value >= 99.95 else f"{value:.1f}".removesuffix(".0") + f" {name}"
     return f"{max(size, 0):.0f} B"
 
 
@@ -143,15 +143,10 @@ def utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def unit(status: ClusterStatus) -> str:
-    """What the cluster is counted in: a session with one worker in it is simply called a worker."""
-    return "session" if status.processes > 1 else "worker"
-
-
 def workers_words(status: ClusterStatus, sums: Totals | None = None) -> str:
     """``4 of 4 workers``, ``2 of 2 sessions, 8 workers``; while Dask scales it: ``3 of 4 workers, adaptive 2 to 8``."""
     sums = sums or totals(status)
-    words = f"{sums.ready:,} of {plural(status.requested, unit(status))}"
+    words = f"{sums.ready:,} of {plural(status.requested, unit(status.processes))}"
     if status.processes > 1:
         words += f", {plural(sums.workers, 'worker')}"
     return f"{words}, adaptive {status.adapt[0]} to {status.adapt[1]}" if status.adapt else words
@@ -209,14 +204,15 @@ def advice_words(status: ClusterStatus, sums: Totals | None = None) -> str:
     failures = f"{plural(sums.failed, 'session')} failed. " if sums.failed else ""
     missing = status.requested - sums.ready
     if status.state == "degraded" and missing > 0:
+        who = plural(missing, unit(status.processes))
         if not status.replaces_lost:
             are = "is" if missing == 1 else "are"
             return (
-                f"{failures}{plural(missing, unit(status))} {are} missing, and the last replacements ended before they "
+                f"{failures}{who} {are} missing, and the last replacements ended before they "
                 "connected: the events say why. %dask_up tries again."
             )
         rest = "is missing; it joins when it comes" if missing == 1 else "are missing; they join when they come"
-        return f"{failures}{plural(missing, unit(status))} {rest}."
+        return f"{failures}{who} {rest}."
     return failures.strip()
 
 
@@ -230,7 +226,7 @@ def phase_words(session: SessionStatus, now: datetime) -> str:
 def count_words(status: ClusterStatus, sums: Totals | None = None) -> list[str]:
     """How many workers or sessions are in which state: ``2 of 4 workers ready``, ``1 starting``."""
     sums = sums or totals(status)
-    words = [f"{sums.ready:,} of {plural(status.requested, unit(status))} ready"]
+    words = [f"{sums.ready:,} of {plural(status.requested, unit(status.processes))} ready"]
     if status.scheduler is not None and status.scheduler.state != "running":
         words.append(f"scheduler {status.scheduler.state}")
     return words + [f"{sums.states[phase]:,} {phase}" for phase in _PHASES if sums.states.get(phase)]

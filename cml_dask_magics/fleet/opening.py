@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.inheritance import write_inheritance
+from cml_dask_magics.fleet.sizes import check_worker_memory, fitted_together
 from cml_dask_magics.model.record import Record
 from cml_dask_magics.model.settings import (
     OPTIONS,
@@ -47,7 +48,7 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     Raises
     ------
     ValueError
-        If the dashboard would have no port.
+        If the dashboard would have no port, workers would have too little memory.
     NameTakenError
         If a cluster of that name is alive.
     RuntimeError
@@ -62,6 +63,8 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
         dead.end()
     asked, settings = settings, what_fits(settings, platform)
     notes = _notes_on(asked, settings, spelled)
+    settings, more = fitted_together(settings, platform, spelled)
+    notes += more + check_worker_memory(settings, platform, spelled)
     record = Record(
         name=settings.name,
         token=secrets.token_hex(4),

@@ -39,6 +39,17 @@ class Usage:
     gpu_hours: float = 0.0
 
 
+def unit(processes: int) -> str:
+    """What a cluster is counted in: a session with one worker in it is simply called a worker."""
+    return "session" if processes > 1 else "worker"
+
+
+def counted(n: int, processes: int) -> str:
+    """``1 worker``, ``2 workers``; with several workers in a session ``2 sessions of 4 workers``."""
+    words = f"{n} {unit(processes)}{'s' if n != 1 else ''}"
+    return f"{words} of {processes} workers" if processes > 1 else words
+
+
 class WorkerFigures(NamedTuple):
     """What the scheduler last heard of one Dask worker.
 

@@ -13,12 +13,12 @@ from dataclasses import replace
 import pytest
 from support.memory_platform import HTML, Workspace
 
-from cml_dask_magics.cluster.scheduler import WorkerFigures
 from cml_dask_magics.cluster.snapshot import snapshot
 from cml_dask_magics.fleet.failure import describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.model.record import Launch, Owner, Record, record_to_json
 from cml_dask_magics.model.settings import Settings
+from cml_dask_magics.model.status import WorkerFigures
 from cml_dask_magics.model.times import Times
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.platforms.pool import SessionPool
@@ -58,9 +58,9 @@ def registry(tmp_path):
 
 def make_settings(directory, **fields):
     settings = Settings(
-        n_workers=2, name="default", cpu=1.5, memory_gib=4, gpu=1, scheduler_cpu=1, scheduler_memory_gib=2, adapt=None,
-        wait=None, timeout_s=300, idle_timeout_s=3600, env={"A": "1"}, dashboard_port=None, local=False, tls=True,
-        background=False, client="client", cluster="cluster", state_directory=directory, python="python3",
+        n_workers=2, name="default", cpu=1.5, memory_gib=4, gpu=1, processes=1, scheduler_cpu=1, scheduler_memory_gib=2,
+        adapt=None, wait=None, timeout_s=300, idle_timeout_s=3600, env={"A": "1"}, dashboard_port=None, local=False,
+        tls=True, background=False, client="client", cluster="cluster", state_directory=directory, python="python3",
         launch_options={}, max_workers=500, dashboard_link="{app_url}/status",
     )  # fmt: skip
     return replace(settings, **fields)
@@ -203,11 +203,19 @@ def test_replacements_that_never_connected_are_counted_until_one_does(cluster, w
         cluster.observe(cluster.pool.listing())
         assert registry.read("default").failed_replacements == failed
     cluster.launches.grow(1, automatic=True)
-    cluster.note_connected(recorded(registry))
+    cluster.note_connected(recorded(registry), {})
     assert registry.read("default").failed_replacements == 0
     workspace.set("failed", *recorded(registry))
     cluster.observe(cluster.pool.listing())
     assert registry.read("default").failed_replacements == 0, "it had connected"
+
+
+def test_usage_counts_the_memory_that_a_session_really_has(cluster, registry):
+    cluster.launches.launch("worker", 2)
+    known, other = recorded(registry)
+    cluster.note_connected([known, other], {known: 3_900_000_000, other: 0})
+    memory = {session.id: session.memory_gib for session in registry.read("default").sessions}
+    assert memory == {known: 3_900_000_000 / 2**30, other: 4}
 
 
 def test_what_a_broken_launch_created_is_adopted_once_it_shows_that_it_is_ours(cluster, workspace, registry, ours):
@@ -579,7 +587,7 @@ def test_the_snapshot_of_a_cluster_shows_its_sessions_and_what_failed(cluster, r
     workspace.set("failed", workers[0])
     cluster.observe(cluster.pool.listing())
     address = "tls://100.66.0.9:40331"
-    status = snapshot(cluster, "degraded", {address: WorkerFigures(workers[1], 2, 5, 3.0, 0, 0, 0)})
+    status = snapshot(cluster, "degraded", {address: WorkerFigures(address, workers[1], 2, 5, 9, 3.0, 0, 0, 0)})
     shown = {worker.session: worker for worker in status.workers}
     assert shown[workers[0]].state == "failed"
     assert (shown[workers[1]].state, shown[workers[1]].address, shown[workers[1]].nthreads) == ("running", address, 2)

@@ -25,11 +25,10 @@ from cml_dask_magics.display.words import (
     latest_events,
     plural,
     totals,
-    unit,
     utc_now,
     workers_words,
 )
-from cml_dask_magics.model.status import ClusterStatus, Event
+from cml_dask_magics.model.status import ClusterStatus, Event, unit
 
 _CPU = attrgetter("cpu_percent")
 _MEMORY = attrgetter("memory_bytes")
@@ -130,7 +129,7 @@ def tiles(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
     tasks = graph(history, _TASKS, threads, "Tasks running", lambda count: f"{count:,.0f}", dress)
     cpu_bar, memory_bar = bar(cpu_percent / 100, dress), bar(share, dress, memory_ink(share))
     tasks_bar = bar(sums.executing / threads if threads else 0, dress)
-    counted = unit(status).capitalize() + "s"
+    counted = unit(status.processes).capitalize() + "s"
     if status.processes > 1:
         counted += f" with {plural(sums.workers, 'worker')}"
     tile = [
@@ -149,7 +148,7 @@ def progress(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
     fills = "".join(f"<span{dress(f'fill-{ink}', width(count / total))}></span>" for ink, count in parts if count)
     words = text(" · ".join([*count_words(status, sums), *filter(None, [estimate_words(status)])]))
     return (
-        f'<div role="progressbar" aria-label="{unit(status).capitalize()}s ready" '
+        f'<div role="progressbar" aria-label="{unit(status.processes).capitalize()}s ready" '
         f'aria-valuemin="0" aria-valuemax="{status.requested}" '
         f'aria-valuenow="{sums.ready}" aria-valuetext="{words}"{dress("long")}>{fills}</div>'
         f"<div{dress('under')}>{words}</div>"

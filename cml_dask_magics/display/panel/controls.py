@@ -12,8 +12,8 @@ from cml_dask_magics.display.actions import PanelActions
 from cml_dask_magics.display.html.looks import classed
 from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, number, show
 from cml_dask_magics.display.safe import clean
-from cml_dask_magics.display.words import plural, unit
-from cml_dask_magics.model.status import ClusterStatus, SessionStatus
+from cml_dask_magics.display.words import plural
+from cml_dask_magics.model.status import ClusterStatus, SessionStatus, unit
 
 if TYPE_CHECKING:
     from cml_dask_magics.display.panel.log_view import LogView
@@ -124,7 +124,7 @@ class Steering:
                 self._follow(self._high, status.adapt[1])
             elif self._actions.adapt is not None:
                 self._follow(self._high, max(status.requested, 1))
-            self._unit = unit(status)
+            self._unit = unit(status.processes)
             change(self._count, description=f"{self._unit.capitalize()}s")
             words = (
                 f"on: {status.adapt[0]:,} to {status.adapt[1]:,} {self._unit}s" if status.adapt is not None else "off"
