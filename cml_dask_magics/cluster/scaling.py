@@ -120,8 +120,14 @@ class Scaler:
             message = await asyncio.to_thread(fleet.tidy_refusal, launched, [*launched.strays, *came])
             stays = counted(len(fleet.plan), fleet.settings.processes)
             raise RuntimeError(f"cluster {fleet.record.name!r} stays at {stays}: {message}")
-        # The user wants another try, whatever failed before.
-        noted = partial(self._scaled, n=n, by=_this_kernel()) if n != before else _tried_again
+
+        def noted(record: Record) -> Record:
+            if n == before:  # the user wants another try, whatever failed before
+                return _tried_again(record)
+            # The number went on record with the new sessions. Another kernel may have changed it since.
+            scaled = self._scaled(record, n, _this_kernel())
+            return replace(scaled, requested=record.requested if launched.sessions else n)
+
         await asyncio.to_thread(fleet.journal.update, noted)
 
     async def _shrink(self, n: int) -> None:

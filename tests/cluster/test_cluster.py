@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from distributed.system import MEMORY_LIMIT
 from support.state_folder import local_sessions
 
 from cml_dask_magics import CMLCluster
+from cml_dask_magics.fleet.launches import Launches
 from cml_dask_magics.fleet.opening import open_fleet
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.model.record import record_from_json
+from cml_dask_magics.platforms.pool import Launched
 from cml_dask_magics.registry import registry as registry_module
 from cml_dask_magics.registry.files import write_private
 from cml_dask_magics.registry.registry import NameTakenError, Registry
@@ -182,6 +185,23 @@ def test_a_scale_down_writes_the_record_when_it_begins_and_when_it_is_done(
         sizes = [(record.requested, len(record.sessions)) for record in written if record is not None]
         assert [size for size, before in zip(sizes[1:], sizes, strict=False) if size != before] == [(1, 3), (1, 2)]
         assert len(sizes) <= 4
+
+
+def test_whoever_scales_last_has_the_last_word_though_another_kernel_is_not_done_yet(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CMLCluster(1, name="default") as cluster:
+
+        def grow_and_be_overtaken(self: Launches, n: int) -> Launched:
+            launched = grow(self, n)
+            record = Registry(state).update("default", lambda record: replace(record, requested=record.requested - 1))
+            assert record.requested == 1
+            return launched
+
+        grow = Launches.grow
+        monkeypatch.setattr(Launches, "grow", grow_and_be_overtaken)
+        cluster.scale(2)
+        assert cluster.wanted == 1
 
 
 def test_letting_go_and_coming_back(state: Path) -> None:
