@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+
+import psutil
 
 from cml_dask_magics.model.settings import PRIVATE_FOLDER
 from cml_dask_magics.platforms.local import LocalSessions
@@ -16,3 +19,14 @@ def private(state: Path) -> Path:
 def local_sessions(state: Path) -> LocalSessions:
     """The processes of this machine that clusters of a state folder run in."""
     return LocalSessions(private(state) / "local-sessions")
+
+
+def kill_sessions(state: Path, *ids: str) -> None:
+    """Kill all that runs in sessions of this machine, as a node that fails does."""
+    for session in local_sessions(state)._sessions():
+        process = session.process()
+        if session.id in ids and process is not None:
+            members = [*process.children(recursive=True), process]
+            for member in members:
+                member.send_signal(signal.SIGKILL)
+            psutil.wait_procs(members, timeout=10)
