@@ -73,6 +73,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         GPUs of each worker's session.
     processes : int
         Dask workers in each session, which share its cores and memory; by default one for each GPU, or 1.
+    scheduler_here : bool
+        Inside CML: the scheduler as a process of this session, which leaves a small quota to the workers.
     adapt : str or (int, int)
         ``"MIN:MAX"`` workers for Dask to scale between.
     wait : int
@@ -134,6 +136,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         processes: int | None = None,
         scheduler_cpu: float | None = None,
         scheduler_memory: float | str | None = None,
+        scheduler_here: bool | None = None,
         adapt: str | tuple[int, int] | None = None,
         wait: int | None = None,
         timeout: float | str | None = None,
@@ -151,9 +154,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             name = f"cluster-{secrets.token_hex(3)}"
         settings = make_settings(
             n_workers=n_workers, name=name, cpu=cpu, memory=memory, gpu=gpu, processes=processes,
-            scheduler_cpu=scheduler_cpu, scheduler_memory=scheduler_memory, adapt=adapt, wait=wait, timeout=timeout,
-            idle_timeout=idle_timeout, env=env, dashboard_port=dashboard_port, local=local, no_tls=no_tls,
-            background=background,
+            scheduler_cpu=scheduler_cpu, scheduler_memory=scheduler_memory, scheduler_here=scheduler_here, adapt=adapt,
+            wait=wait, timeout=timeout, idle_timeout=idle_timeout, env=env, dashboard_port=dashboard_port, local=local,
+            no_tls=no_tls, background=background,
         )  # fmt: skip
         self._open(claim(settings, times=self.times), asynchronous, loop, on_status, new=True, shutdown_on_close=True)
         for note in self.notes:

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 
 from cml_dask_magics.cluster.scheduler import by_session
 from cml_dask_magics.fleet.fleet import Fleet
+from cml_dask_magics.fleet.pending import why_pending
 from cml_dask_magics.fleet.sizes import most_sessions
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
 from cml_dask_magics.model.record import SessionRecord
@@ -66,6 +67,7 @@ def snapshot(
         peak_memory_bytes=peak_memory_bytes,
         replaces_lost=record.failed_replacements < FAILED_REPLACEMENTS,
         max_workers=most_sessions(fleet.settings, fleet.pool.platform),
+        why_pending=why_pending(fleet, fleet.times.pending_s),
         usual_start_s=fleet.usual_start_s,
         usage=fleet.usage(),
         events=tuple(Event(utc(at), message) for at, message in record.events),
@@ -121,6 +123,8 @@ def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
 def read_only_link(fleet: Fleet) -> str | None:
     """The platform's second, read-only address of the dashboard, built as its documentation says."""
     scheduler, domain = fleet.record.scheduler, fleet.pool.platform.domain
+    if fleet.settings.scheduler_here:  # there is no other
+        return None
     return f"https://read-only-{scheduler.id}.{domain}/status" if scheduler is not None and domain else None
 
 

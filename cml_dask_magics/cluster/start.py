@@ -10,6 +10,7 @@ from typing import Any
 
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet
+from cml_dask_magics.fleet.pending import why_pending
 from cml_dask_magics.model.record import Role
 from cml_dask_magics.model.status import counted
 from cml_dask_magics.platforms.pool import Launched
@@ -52,6 +53,7 @@ class Start:
         self._observed = observed
         self._connect = connect
         self._disconnect = disconnect
+        self._told_why = False
 
     async def run(self) -> Readiness:
         """Launch everything, connect, and wait as the settings say.
@@ -144,7 +146,7 @@ class Start:
                 if connected:
                     return
                 raise TimeoutError(f"no worker connected within {self._fleet.settings.timeout_s:g} s")
-            await asyncio.sleep(self._fleet.times.tick_s)
+            await self._tick()
 
     async def _connect_when_up(self, deadline: float, launches: Collection[asyncio.Future[Any]]) -> None:
         fleet = self._fleet
@@ -160,7 +162,15 @@ class Start:
                     await self._disconnect()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the scheduler did not come up within {fleet.settings.timeout_s:g} s")
-            await asyncio.sleep(self._fleet.times.tick_s)
+            await self._tick()
+
+    async def _tick(self) -> None:
+        """Wait until it is time to look again, and tell once why sessions may be pending for so long."""
+        fleet = self._fleet
+        if not self._told_why and (why := why_pending(fleet, fleet.times.pending_s)):
+            self._told_why = True
+            await asyncio.to_thread(fleet.journal.log, why)
+        await asyncio.sleep(fleet.times.tick_s)
 
     def _raise_if_failed(self, launches: Collection[asyncio.Future[Any]], ids: Collection[str] | None = None) -> None:
         fleet = self._fleet

@@ -200,7 +200,11 @@ def advice_words(status: ClusterStatus, sums: Totals | None = None) -> str:
             "Its scheduler is gone, or has been silent for long. %dask_up starts it afresh as it was, "
             "%dask_down clears what is left of it."
         )
-    sums = sums or totals(status)
+    parts = [_what_is_missing(status, sums or totals(status)), clean(status.why_pending)]
+    return " ".join(part for part in parts if part)
+
+
+def _what_is_missing(status: ClusterStatus, sums: Totals) -> str:
     failures = f"{plural(sums.failed, 'session')} failed. " if sums.failed else ""
     missing = status.requested - sums.ready
     if status.state == "degraded" and missing > 0:

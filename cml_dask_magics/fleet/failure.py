@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from cml_dask_magics.fleet.fleet import Fleet
+from cml_dask_magics.fleet.pending import why_pending
 
 _SHOWN_SESSIONS = 10
 _SHOWN_LINES = 8
@@ -42,6 +43,7 @@ def describe_failure(
             "Every session that this call launched has been stopped.",
             *sessions[:_SHOWN_SESSIONS],
             *more,
+            *([f"  {why}"] if (why := why_pending(fleet, after_s=0)) else []),
             f"  All that they printed: {fleet.folder / 'logs'}",
         ]
     )

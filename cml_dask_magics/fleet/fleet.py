@@ -186,7 +186,7 @@ class Fleet:
                     s,
                     connected_at=now,
                     running_at=s.running_at or now,
-                    memory_gib=memory_bytes[s.id] / 2**30 if memory_bytes.get(s.id) else s.memory_gib,
+                    real_memory_gib=memory_bytes[s.id] / 2**30 if memory_bytes.get(s.id) else None,
                 )
                 if s.id in came
                 else s

@@ -125,7 +125,7 @@ class Launches:
             if intent.n <= 0:
                 return Launched()
             request = self._request(role)
-            launched = self._pool.launch(intent.n, options=self.settings.launch_options, **request)
+            launched = self._pool.launch(intent.n, **request)
             self.suspects |= set(launched.suspects)
             self._refusals += [(role, words) for words in launched.refusals]
             self._write_down(intent, request, launched, automatic, requested)
@@ -184,20 +184,25 @@ class Launches:
     def _request(self, role: Role) -> dict[str, Any]:
         """What a launch call asks for, for each session."""
         settings, folder = self.settings, self._journal.folder
+        name = f"dask-{role} {settings.name}"
         if role == "scheduler":
             return {
+                "name": name,
                 "cpu": settings.scheduler_cpu,
                 "memory_gib": settings.scheduler_memory_gib,
                 "gpu": 0,
                 "code": shell_lines.scheduler_line(settings, self._pool.platform.scheduler_port),
                 "env": shell_lines.scheduler_environment(settings, folder),
+                "options": settings.launch_options["scheduler"],
             }
         return {
+            "name": name,
             "cpu": settings.cpu,
             "memory_gib": settings.memory_gib,
             "gpu": settings.gpu,
             "code": shell_lines.worker_line(settings),
             "env": shell_lines.worker_environment(settings, folder),
+            "options": settings.launch_options["workers"],
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from dataclasses import replace
@@ -22,7 +23,8 @@ from cml_dask_magics.model.settings import (
 )
 from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.platforms.api import Platform
-from cml_dask_magics.platforms.find import check_dashboard_port, find_platform
+from cml_dask_magics.platforms.find import check_dashboard_port, check_launch_options, find_platform
+from cml_dask_magics.platforms.here import dashboard_port_is_free
 from cml_dask_magics.platforms.pool import SessionPool
 from cml_dask_magics.registry.certificates import write_certificates
 from cml_dask_magics.registry.files import listed, write_private
@@ -48,7 +50,8 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     Raises
     ------
     ValueError
-        If the dashboard would have no port, workers would have too little memory.
+        If the dashboard would have no port, workers would have too little memory, or the platform does not take the
+        setting ``launch-options``.
     NameTakenError
         If a cluster of that name is alive.
     RuntimeError
@@ -58,6 +61,7 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     platform = find_platform(registry.directory, settings.local)
     if settings.dashboard_port is None:
         check_dashboard_port(platform)
+    check_launch_options(platform, settings.launch_options)
     dead = open_fleet(registry, settings.name, times)
     if dead is not None and dead.liveness() == "silent":
         dead.end()
@@ -65,6 +69,11 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     notes = _notes_on(asked, settings, spelled)
     settings, more = fitted_together(settings, platform, spelled)
     notes += more + check_worker_memory(settings, platform, spelled)
+    if settings.scheduler_here and platform.session and not dashboard_port_is_free():
+        notes.append(
+            f"the cluster has no dashboard: port {os.environ.get('CDSW_READONLY_PORT')} of this session, which the "
+            "platform shows (CDSW_READONLY_PORT), is taken by another program"
+        )
     record = Record(
         name=settings.name,
         token=secrets.token_hex(4),

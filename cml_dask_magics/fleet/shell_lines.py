@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cml_dask_magics.model.settings import Settings
+from cml_dask_magics.platforms.here import HERE
 from cml_dask_magics.registry.run_folder import LOG_SUFFIX, SCHEDULER_SESSION_FILE, SESSION_PROGRAM
 
 # Output goes to the cluster's folder, under the session's id: the platform provides no logs, and the file proves that
@@ -78,8 +79,10 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
 
 
 def scheduler_environment(settings: Settings, folder: Path) -> dict[str, str]:
-    """The scheduler's environment, with the dashboard's port if the user chose one."""
+    """The scheduler's environment, with the dashboard's port if the user chose one, and where it is to run."""
     environment = _environment(settings, folder)
+    if settings.scheduler_here:
+        environment[HERE] = "1"
     if settings.dashboard_port:
         environment["CDSW_READONLY_PORT"] = str(settings.dashboard_port)
     return environment

@@ -27,16 +27,9 @@ from cml_dask_magics.registry.registry import NameTakenError, Registry
 from cml_dask_magics.registry.run_folder import read_tail, session_logs
 
 _SIZES = (
-    "cpu",
-    "memory_gib",
-    "gpu",
-    "processes",
-    "scheduler_cpu",
-    "scheduler_memory_gib",
-    "idle_timeout_s",
-    "env",
-    "tls",
-)
+    "cpu", "memory_gib", "gpu", "processes", "scheduler_cpu", "scheduler_memory_gib", "scheduler_here",
+    "idle_timeout_s", "env", "tls",
+)  # fmt: skip
 
 _Key = tuple[Path, str]
 

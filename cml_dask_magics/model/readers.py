@@ -16,7 +16,12 @@ from typing import Any
 _MINUTES = re.compile(r"(?<=[\d.\s])mins?\b")
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED_ENV = ("CDSW_", "CML_DASK_")
-_LAUNCH_ARGUMENTS = frozenset({"n", "cpu", "memory", "nvidia_gpu", "code", "script", "env"})
+LAUNCH_ARGUMENTS = frozenset({"n", "cpu", "memory", "nvidia_gpu", "code", "script", "env", "name"})
+_LAUNCHED = ("scheduler", "workers")
+_LAUNCH_OPTIONS = (
+    "a mapping of keywords for launch_workers, such as {accelerator_label_id: 2}, those for one alone under "
+    "scheduler: or workers:"
+)
 
 
 def _number(value: Any, allowed: str, low: float, high: float) -> float:
@@ -169,13 +174,21 @@ def python(value: Any) -> str:
     return os.path.expanduser(value)  # noqa: PTH111 - a bare "python3" must stay a bare name
 
 
-def launch_options(value: Any) -> dict[str, Any]:
-    """Read more keywords for `launch_workers`."""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError("a mapping of keywords for launch_workers, such as {accelerator_label_id: 2}")
-    if taken := sorted(_LAUNCH_ARGUMENTS & set(value)):
-        raise ValueError(f"keywords other than {', '.join(taken)}, which this package sets itself")
-    return dict(value)
+def launch_options(value: Any) -> dict[str, dict[str, Any]]:
+    """Read more keywords for `launch_workers`, as a mapping of them for ``scheduler`` and one for ``workers``.
+
+    Under these two names a value may hold keywords for one of them alone; all others are for both.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(_LAUNCH_OPTIONS)
+    both = {key: keyword for key, keyword in value.items() if key not in _LAUNCHED}
+    apart = {who: value.get(who, {}) for who in _LAUNCHED}
+    for keywords in (both, *apart.values()):
+        if not isinstance(keywords, Mapping) or not all(isinstance(key, str) for key in keywords):
+            raise ValueError(_LAUNCH_OPTIONS)
+        if taken := sorted(LAUNCH_ARGUMENTS & set(keywords)):
+            raise ValueError(f"keywords other than {', '.join(taken)}, which this package sets itself")
+    return {who: {**both, **keywords} for who, keywords in apart.items()}
 
 
 def template(value: Any) -> str:

@@ -27,7 +27,8 @@ class Settings:
 
     Sizes are cores and GiB, durations seconds; ``None`` means "all" for `wait`, "never" for
     `idle_timeout_s`, "off" for `adapt` and ``CDSW_READONLY_PORT`` for `dashboard_port`. `n_workers`, `adapt`, `wait`
-    and `max_workers` count sessions, each of which has `processes` Dask workers.
+    and `max_workers` count sessions, each of which has `processes` Dask workers. `launch_options` holds the keywords
+    for ``scheduler`` and for ``workers``.
     """
 
     n_workers: int
@@ -38,6 +39,7 @@ class Settings:
     processes: int
     scheduler_cpu: float
     scheduler_memory_gib: float
+    scheduler_here: bool
     adapt: tuple[int, int] | None
     wait: int | None
     timeout_s: float
@@ -51,7 +53,7 @@ class Settings:
     cluster: str
     state_directory: Path
     python: str
-    launch_options: dict[str, Any]
+    launch_options: dict[str, dict[str, Any]]
     max_workers: int
     dashboard_link: str
 
@@ -76,6 +78,8 @@ class Option:
         Whether it belongs to one call, and not to the cluster: it is not on record.
     default : Any
         As `read` takes it. `cml_dask_magics.yaml` holds the same, for users to copy.
+    new : bool
+        Whether records of earlier releases lack it; they stand for the default.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Option:
     help: str = ""
     default: Any = None
     of_call: bool = False
+    new: bool = False
 
 
 def _directory(value: Any) -> Path:
@@ -111,9 +116,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("gpu", "gpu", readers.integer("a whole number of GPUs, 0 or more", 0, 1024), "N", "GPUs of each worker", 0),
     Option("processes", "processes", lambda v: None if v is None else _PROCESSES(v), "N",
            "Dask workers in each session, which share its cores and memory; N and MIN:MAX count the sessions; "
-           "default: one for each GPU, or 1"),
+           "default: one for each GPU, or 1", new=True),
     Option("scheduler-cpu", "scheduler_cpu", readers.cores, "CORES", "cores of the scheduler", 1),
     Option("scheduler-memory", "scheduler_memory_gib", readers.gib, "GIB", "GiB of the scheduler", 2),
+    Option("scheduler-here", "scheduler_here", readers.switch, "",
+           "the scheduler as a process of this session: leaves a small quota to the workers", False, new=True),
     Option("adapt", "adapt", readers.adapt, "MIN:MAX", "let Dask scale between MIN and MAX workers; default: off"),
     Option("wait", "wait", lambda v: None if v is None else _WAIT(v), "N",
            "how many workers to wait for; default: all"),
@@ -137,9 +144,6 @@ OPTIONS: tuple[Option, ...] = (
     Option("max-workers", "max_workers", readers.integer("a whole number, 1 or more", 1), default=500),
     Option("dashboard-link", "dashboard_link", readers.template, default="{app_url}/status"),
 )  # fmt: skip
-
-# What records say that were written before there were these options.
-_BEFORE_THERE_WERE = {"processes": 1}
 
 Spelling = Callable[[str], str]
 """How the user writes an option, given its name in the configuration."""
@@ -219,13 +223,15 @@ def settings_from_json(data: Mapping[str, Any]) -> Settings:
     """
     if not isinstance(data, Mapping):
         raise TypeError("settings must be a mapping")
-    data = {**_BEFORE_THERE_WERE, **data}
     of_call = {option.field: option.default for option in OPTIONS if option.of_call}
-    if set(data) | set(of_call) != {option.field for option in OPTIONS}:
+    new = {option.field: option.default for option in OPTIONS if option.new}
+    if set(data) | set(of_call) | set(new) != {option.field for option in OPTIONS}:
         raise TypeError("settings of another release")
-    given = {**data, **of_call, "tls": not data["tls"]}  # the option is no-tls
+    given = {**new, **data, **of_call, "tls": not data["tls"]}  # the option is no-tls
     try:
-        return Settings(**{option.field: option.read(given[option.field]) for option in OPTIONS})
+        values = {option.field: option.read(given[option.field]) for option in OPTIONS}
+        # Earlier releases had one worker in a session, whatever it had of GPUs.
+        return Settings(**{**values, "processes": values["processes"] or 1})
     except ValueError as error:
         raise TypeError(f"settings of the wrong kind: {error}") from None
 

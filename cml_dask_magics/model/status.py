@@ -173,6 +173,8 @@ class ClusterStatus:
         Whether lost workers are replaced; False after several replacements in a row have failed.
     max_workers : int
         The highest number of sessions that can be requested.
+    why_pending : str
+        Why sessions may have been pending for long, and what would fit; empty if none has.
     usual_start_s : float or None
         The median of earlier starts on this platform, in seconds; None if there were none.
     """
@@ -194,6 +196,7 @@ class ClusterStatus:
     peak_memory_bytes: int = 0
     replaces_lost: bool = True
     max_workers: int = 500
+    why_pending: str = ""
     usual_start_s: float | None = None
     usage: Usage = field(default_factory=Usage)
     events: tuple[Event, ...] = ()

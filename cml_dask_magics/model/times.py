@@ -38,6 +38,8 @@ class Times:
         Between two heartbeats of the kernel that steers; how long others wait for one before they take over.
     steer_s : float
         Between two rounds of the supervisor.
+    pending_s : float
+        After this long the user is told why a session may still be pending.
     report_s : float
         Between two reports of a start.
     tick_s : float
@@ -76,6 +78,7 @@ class Times:
     beat_s: float = 5.0
     lease_s: float = 20.0
     steer_s: float = 2.0
+    pending_s: float = 60.0
     report_s: float = 0.5
     tick_s: float = 0.1
     head_start_s: float = 0.2

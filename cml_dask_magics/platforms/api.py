@@ -5,6 +5,7 @@ Cloudera's ``cml.workers_v1`` and the older ``cdsw`` have the four calls, and `l
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,17 @@ class Platform:
     browser_is_here: bool = False
     cores: float = math.inf
     memory_gib: float = math.inf
+
+
+def launch_keywords(api: WorkersAPI) -> frozenset[str] | None:
+    """What ``launch_workers`` takes, which differs from one release to the next; None if it does not tell."""
+    try:
+        parameters = inspect.signature(api.launch_workers).parameters
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return frozenset(parameters) - {"self"}
 
 
 class PlatformError(RuntimeError):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cml_dask_magics.platforms.api import Platform
+from cml_dask_magics.model.readers import LAUNCH_ARGUMENTS
+from cml_dask_magics.platforms.api import Platform, launch_keywords
 
 _MODULES = {"cml": "cml.workers_v1", "cdsw": "cdsw"}
 _CALLS = ("launch_workers", "list_workers", "await_workers", "stop_workers")
@@ -41,6 +43,10 @@ def find_platform(directory: Path, local: bool = False) -> Platform:
                 reasons.append(f"{module}: {' '.join(str(error).split())}")
                 continue
             if all(callable(getattr(api, call, None)) for call in _CALLS):
+                if session:
+                    from cml_dask_magics.platforms.here import SomeHere
+
+                    api = SomeHere(api, directory / LOCAL_SESSIONS_FOLDER, session)
                 return Platform(backend, api, session=session, domain=os.environ.get("CDSW_DOMAIN", ""))
             reasons.append(f"{module}: it lacks one of {', '.join(_CALLS)}")
         if session:
@@ -61,6 +67,26 @@ def find_platform(directory: Path, local: bool = False) -> Platform:
         cores=CPU_COUNT,
         memory_gib=MEMORY_LIMIT / 2**30,
     )
+
+
+def check_launch_options(platform: Platform, options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that this release of the platform takes the user's keywords for ``launch_workers``.
+
+    Raises
+    ------
+    ValueError
+        Naming those that it does not take, and those that it does.
+    """
+    takes = launch_keywords(platform.api)
+    if takes is None:
+        return
+    unknown = sorted({key for keywords in options.values() for key in keywords} - takes)
+    if unknown:
+        others = sorted(takes - LAUNCH_ARGUMENTS)
+        raise ValueError(
+            f"launch-options: launch_workers has no {', '.join(unknown)} in this release of the platform; "
+            f"besides what this package sets itself, it takes {', '.join(others) if others else 'nothing'}"
+        )
 
 
 def check_dashboard_port(platform: Platform) -> None:

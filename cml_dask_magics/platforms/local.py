@@ -73,11 +73,28 @@ class LocalSessions:
         Holds a file for each session, and its output.
     grace_s : float
         How long a session that is told to end may take before it is killed.
+    address : str
+        The address of this machine that sessions listen on.
+    app_url : str, optional
+        Where a browser finds what a session serves on ``CDSW_READONLY_PORT``, empty for nowhere; on that port of this
+        machine by default.
+    environment : mapping of str to str, optional
+        More variables for all of them; the ports that they serve on, otherwise a free one each, may be among them.
     """
 
-    def __init__(self, directory: Path, grace_s: float = 3.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        grace_s: float = 3.0,
+        address: str = "127.0.0.1",
+        app_url: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
         self._grace_s = grace_s
+        self._address = address
+        self._app_url = app_url
+        self._environment = environment or {}
 
     def launch_workers(
         self,
@@ -89,8 +106,11 @@ class LocalSessions:
         script: str = "",
         code: str = "",
         env: Mapping[str, str] | None = None,
+        **_: Any,
     ) -> list[dict[str, Any]]:
         """Start `n` processes that run `code` (Python, or a shell command after ``!``) or the file `script`.
+
+        Keywords that only a platform has a meaning for, such as ``accelerator_label_id``, change nothing.
 
         Returns
         -------
@@ -148,9 +168,10 @@ class LocalSessions:
             "CDSW_DOMAIN": "localhost",
             "CDSW_PROJECT_ID": "local",
             **ports,
+            **self._environment,
             **env,
             "CDSW_ENGINE_ID": session_id,
-            "CDSW_IP_ADDRESS": "127.0.0.1",
+            "CDSW_IP_ADDRESS": self._address,
         }
         output = self.directory / f"{session_id}.out"
         try:
@@ -164,6 +185,9 @@ class LocalSessions:
             return {"message": f"the process could not be started: {error}"}
         # Reap the process, or it stays a zombie for as long as this kernel lives.
         threading.Thread(target=process.wait, name=f"reap-{session_id}", daemon=True).start()
+        app_url = self._app_url
+        if app_url is None:
+            app_url = f"http://127.0.0.1:{environment['CDSW_READONLY_PORT']}/"
         try:
             started = _start_of(psutil.Process(process.pid))
         except psutil.Error:  # already ended
@@ -175,7 +199,7 @@ class LocalSessions:
             created_at=time.time(),
             cpu=cpu,
             memory=memory,
-            app_url=f"http://127.0.0.1:{environment['CDSW_READONLY_PORT']}/",
+            app_url=app_url,
         )
         try:
             self._write(session)
@@ -196,7 +220,7 @@ class LocalSessions:
         return {
             "id": session.id,
             "status": "running" if alive else ended,
-            "ip_address": "127.0.0.1",
+            "ip_address": self._address,
             "app_url": session.app_url,
             "created_at": _iso(session.created_at),
             "running_at": _iso(session.created_at),

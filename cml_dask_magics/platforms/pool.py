@@ -16,7 +16,7 @@ from typing import Any
 
 from cml_dask_magics.model.lifecycle import SessionInfo
 from cml_dask_magics.model.times import USUAL, Times
-from cml_dask_magics.platforms.api import Platform, PlatformError
+from cml_dask_magics.platforms.api import Platform, PlatformError, launch_keywords
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class SessionPool:
         self,
         n: int,
         *,
+        name: str,
         cpu: float,
         memory_gib: float,
         gpu: int,
@@ -105,11 +106,15 @@ class SessionPool:
         env: Mapping[str, str],
         options: Mapping[str, Any],
     ) -> Launched:
-        """Launch `n` sessions with one call. Never raises; errors are in the result."""
+        """Launch `n` sessions with one call. Never raises; errors are in the result.
+
+        The platform shows `name` beside each of them, where its release can; `options` are more keywords of its own.
+        """
+        shown = {"name": name} if "name" in (launch_keywords(self.platform.api) or ()) else {}
         before = self._listed_ids()
         try:
             answers = self.platform.api.launch_workers(
-                n, cpu=cpu, memory=memory_gib, nvidia_gpu=gpu, code=code, env=dict(env), **options
+                n, cpu=cpu, memory=memory_gib, nvidia_gpu=gpu, code=code, env=dict(env), **shown, **options
             )
             if not isinstance(answers, (list, tuple)):
                 raise PlatformError(f"launch_workers answered {_short(answers)} instead of a list")

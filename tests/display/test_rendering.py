@@ -270,6 +270,7 @@ def test_the_idle_countdown_tells_when_the_cluster_stops(
             "%dask_up tries again.",
         ),
         ({"workers": (worker(0, state="failed"),)}, "1 session failed."),
+        ({"state": "starting", "why_pending": "1 session is still pending."}, "1 session is still pending."),
     ],
 )
 def test_what_is_wrong_is_said_with_what_helps(changes: dict[str, Any], words: str) -> None:

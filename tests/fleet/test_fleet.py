@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from support.memory_platform import HTML, Workspace
 from cml_dask_magics.cluster.snapshot import snapshot
 from cml_dask_magics.fleet.failure import describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
+from cml_dask_magics.fleet.pending import why_pending
+from cml_dask_magics.model.lifecycle import with_usage_of
 from cml_dask_magics.model.record import Launch, Owner, Record, record_to_json
 from cml_dask_magics.model.settings import Settings
 from cml_dask_magics.model.status import WorkerFigures
@@ -59,9 +62,10 @@ def registry(tmp_path):
 def make_settings(directory, **fields):
     settings = Settings(
         n_workers=2, name="default", cpu=1.5, memory_gib=4, gpu=1, processes=1, scheduler_cpu=1, scheduler_memory_gib=2,
-        adapt=None, wait=None, timeout_s=300, idle_timeout_s=3600, env={"A": "1"}, dashboard_port=None, local=False,
-        tls=True, background=False, client="client", cluster="cluster", state_directory=directory, python="python3",
-        launch_options={}, max_workers=500, dashboard_link="{app_url}/status",
+        scheduler_here=False, adapt=None, wait=None, timeout_s=300, idle_timeout_s=3600, env={"A": "1"},
+        dashboard_port=None, local=False, tls=True, background=False, client="client", cluster="cluster",
+        state_directory=directory, python="python3", launch_options={"scheduler": {}, "workers": {}}, max_workers=500,
+        dashboard_link="{app_url}/status",
     )  # fmt: skip
     return replace(settings, **fields)
 
@@ -120,6 +124,28 @@ def test_every_id_is_on_record_before_launch_returns(cluster, registry, ours):
     assert (worker.cpu, worker.memory_gib, worker.gpu) == (1.5, 4, 1)
     assert worker.app_url.startswith("https://")
     assert record.launching == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"cpu": 1, "memory_gib": 2, "gpu": 0}, "asks for 3 cores and 6 GiB; .* %dask_up 1 --scheduler-here."),
+        ({"cpu": 0.5, "memory_gib": 2, "gpu": 0}, "asks for 2 cores and 6 GiB; .* %dask_up 2 --scheduler-here."),
+        ({"cpu": 4, "memory_gib": 16}, "no GPU is free, .* %dask_up 1 --scheduler-here --cpu 1 --memory 6."),
+        ({"cpu": 0.3, "memory_gib": 2, "scheduler_cpu": 0.3, "gpu": 0}, "asks for 0.9 cores and 6 GiB."),
+    ],
+)
+def test_why_sessions_may_be_pending_is_told_with_what_would_fit(make_fleet, fields, words):
+    cluster = make_fleet()
+    cluster.launches.settings = replace(cluster.settings, **fields)
+    cluster.launches.launch("scheduler", 1)
+    cluster.launches.launch("worker", 2)
+    assert not why_pending(cluster, after_s=0)  # no listing has shown anything yet
+    cluster.observe(cluster.pool.listing())
+    assert not why_pending(cluster, after_s=60)
+    told = why_pending(cluster, after_s=0)
+    assert told.startswith("3 sessions are still pending. ") and "2 cores and 8 GiB" in told
+    assert re.search(f"{words}$", told), told
 
 
 def test_a_kernel_that_dies_inside_the_launch_leaves_word_that_there_is_something_to_find(cluster, registry, workspace):
@@ -214,8 +240,12 @@ def test_usage_counts_the_memory_that_a_session_really_has(cluster, registry):
     cluster.launches.launch("worker", 2)
     known, other = recorded(registry)
     cluster.note_connected([known, other], {known: 3_900_000_000, other: 0})
-    memory = {session.id: session.memory_gib for session in registry.read("default").sessions}
-    assert memory == {known: 3_900_000_000 / 2**30, other: 4}
+    sessions = {session.id: session for session in registry.read("default").sessions}
+    assert sessions[known].memory_gib == sessions[other].memory_gib == 4, "what was asked for"
+    assert (sessions[known].real_memory_gib, sessions[other].real_memory_gib) == (3_900_000_000 / 2**30, None)
+    for session, has in ((known, 3.9 * 10**9 / 2**30), (other, 4)):
+        ended = replace(sessions[session], running_at=1000.0, ended_at=4600.0)
+        assert with_usage_of(cluster.record, ended).gib_s == pytest.approx(has * 3600)
 
 
 def test_what_a_broken_launch_created_is_adopted_once_it_shows_that_it_is_ours(cluster, workspace, registry, ours):

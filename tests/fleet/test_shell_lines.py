@@ -23,9 +23,10 @@ pytestmark = [pytest.mark.dask, pytest.mark.xdist_group("shell lines")]
 def make_settings(**fields):
     settings = Settings(
         n_workers=2, name="default", cpu=2, memory_gib=4, gpu=0, processes=1, scheduler_cpu=1, scheduler_memory_gib=2,
-        adapt=None, wait=None, timeout_s=300, idle_timeout_s=3600, env={}, dashboard_port=None, local=False, tls=True,
+        scheduler_here=False, adapt=None,
+        wait=None, timeout_s=300, idle_timeout_s=3600, env={}, dashboard_port=None, local=False, tls=True,
         background=False, client="client", cluster="cluster", state_directory=Path("/nowhere"), python=sys.executable,
-        launch_options={}, max_workers=500, dashboard_link="{app_url}/status",
+        launch_options={"scheduler": {}, "workers": {}}, max_workers=500, dashboard_link="{app_url}/status",
     )  # fmt: skip
     return replace(settings, **fields)
 

@@ -109,6 +109,8 @@ BAD = [
     ("state_directory", 3, "path of a folder"),
     ("launch_options", {"env": {}}, "sets itself"),
     ("launch_options", ["a"], "mapping"),
+    ("launch_options", {"workers": 2}, "mapping"),
+    ("launch_options", {"scheduler": {"name": "mine"}}, "sets itself"),
     ("dashboard_link", "{host}/status", "template"),
     ("dashboard_link", "{app_url", "template"),
     ("max_workers", 0, "whole number"),
@@ -264,7 +266,9 @@ def test_without_anything_given_or_configured_the_documented_defaults_hold(confi
     assert (settings.timeout_s, settings.idle_timeout_s) == (300, 3600)
     assert (settings.local, settings.tls, settings.background) == (False, True, False)
     assert (settings.client, settings.cluster) == ("client", "cluster")
-    assert (settings.max_workers, settings.launch_options, settings.env) == (500, {}, {})
+    assert (settings.max_workers, settings.env) == (500, {})
+    assert settings.launch_options == {"scheduler": {}, "workers": {}}
+    assert settings.scheduler_here is False
     assert settings.python == sys.executable
     assert settings.dashboard_link == "{app_url}/status"
     assert settings.state_directory.is_relative_to(tmp_path / "home")
@@ -350,7 +354,8 @@ def test_a_section_with_every_line_commented_out_means_the_defaults(configure):
 def test_a_key_with_nothing_after_it_means_the_default(configure, option):
     configure(f"cml-dask-magics:\n  {option}:\n")
     settings = make_settings()
-    assert getattr(settings, option.replace("-", "_")) == {}
+    configure("")
+    assert getattr(settings, option.replace("-", "_")) == getattr(make_settings(), option.replace("-", "_"))
 
 
 def test_the_sexagesimal_trap_of_yaml_is_told_and_not_a_riddle(configure):
@@ -479,7 +484,9 @@ GIVEN = st.fixed_dictionaries(
         "env": st.dictionaries(st.from_regex(r"[a-z_][A-Za-z0-9_]*", fullmatch=True), VALUES),
         "dashboard_port": st.integers(1, 65535),
         "no_tls": st.booleans(),
-        "launch_options": st.dictionaries(st.just("accelerator_label_id"), st.integers()),
+        "scheduler_here": st.booleans(),
+        "launch_options": st.dictionaries(st.just("accelerator_label_id"), st.integers())
+        | st.fixed_dictionaries({"workers": st.dictionaries(st.just("accelerator_label_id"), st.integers())}),
     },
 )  # fmt: skip
 
@@ -495,6 +502,26 @@ GIVEN = st.fixed_dictionaries(
 def test_settings_survive_the_record_so_that_a_later_kernel_scales_alike(given):
     settings = make_settings(**given)
     assert settings_from_json(json.loads(json.dumps(settings_to_json(settings)))) == settings
+
+
+@pytest.mark.parametrize(
+    ("given", "scheduler", "workers"),
+    [
+        ({"a": 1}, {"a": 1}, {"a": 1}),
+        ({"workers": {"a": 1}}, {}, {"a": 1}),
+        ({"a": 1, "b": 2, "scheduler": {"a": 3}, "workers": {"c": 4}}, {"a": 3, "b": 2}, {"a": 1, "b": 2, "c": 4}),
+    ],
+)
+def test_launch_options_are_for_both_or_for_one_alone(configure, given, scheduler, workers):
+    configure(yaml.safe_dump({"cml-dask-magics": {"launch-options": given}}))
+    assert make_settings().launch_options == {"scheduler": scheduler, "workers": workers}
+
+
+def test_what_a_record_of_an_earlier_release_lacks_is_as_by_default(configure):
+    configure()
+    data = settings_to_json(make_settings(cpu=3, scheduler_here=True))
+    del data["scheduler_here"]
+    assert settings_from_json(data) == make_settings(cpu=3)
 
 
 def test_adaptive_limits_survive_the_record(configure):

@@ -2,10 +2,11 @@
 
 import sys
 import types
+from unittest import mock
 
 import pytest
 
-from cml_dask_magics.platforms.find import check_dashboard_port, find_platform
+from cml_dask_magics.platforms.find import check_dashboard_port, check_launch_options, find_platform
 from cml_dask_magics.platforms.local import LocalSessions
 
 
@@ -23,7 +24,7 @@ def install(monkeypatch):
     def as_module(name):
         module = types.ModuleType(name)
         for call in ("launch_workers", "list_workers", "await_workers", "stop_workers"):
-            setattr(module, call, lambda *_, **__: [])
+            setattr(module, call, mock.Mock(return_value=[]))
         if "." in name:
             package = types.ModuleType(name.partition(".")[0])
             package.__path__ = []
@@ -44,7 +45,9 @@ def test_the_newer_module_is_used_where_both_are(monkeypatch, install, tmp_path)
     install("cdsw")
     newer = install("cml.workers_v1")
     platform = find_platform(tmp_path)
-    assert (platform.backend, platform.api, platform.scheduler_port) == ("cml", newer, 8786)
+    assert (platform.backend, platform.scheduler_port) == ("cml", 8786)
+    platform.api.stop_workers("ab12")
+    newer.stop_workers.assert_called_once_with("ab12")
     assert (platform.session, platform.domain) == ("jo2eyrnz0fchov1b", "ml-xxxx.example.site")
 
 
@@ -52,7 +55,9 @@ def test_the_older_module_will_do(monkeypatch, install, tmp_path):
     inside(monkeypatch)
     older = install("cdsw")
     platform = find_platform(tmp_path)
-    assert (platform.backend, platform.api) == ("cdsw", older)
+    assert platform.backend == "cdsw"
+    platform.api.launch_workers(1, cpu=1, memory=2, code="!true", env={})
+    older.launch_workers.assert_called_once_with(1, cpu=1, memory=2, code="!true", env={})
 
 
 def test_where_there_is_no_cml_it_is_this_machine(tmp_path):
@@ -116,3 +121,36 @@ def test_a_proper_port_is_taken_and_a_machine_of_ones_own_needs_none(monkeypatch
     install("cml.workers_v1")
     monkeypatch.setenv("CDSW_READONLY_PORT", "8090")
     check_dashboard_port(find_platform(tmp_path))
+
+
+def oldest(n, cpu, memory, nvidia_gpu=0, kernel="python3", script="", code="", env={}):  # noqa: B006 - as published
+    """The published client's signature."""
+
+
+def newer(n, cpu, memory, nvidia_gpu=0, kernel="python3", script="", code="", env={}, name="", label_id=None):  # noqa: B006
+    """A later one."""
+
+
+@pytest.mark.parametrize(
+    ("release", "options", "words"),
+    [
+        (newer, {"workers": {"label_id": 2}, "scheduler": {}}, None),
+        (newer, {"workers": {}, "scheduler": {"label": 2}}, "has no label in this release.* it takes kernel, label_id"),
+        (oldest, {"workers": {"label_id": 2}, "scheduler": {}}, "has no label_id .* it takes kernel"),
+    ],
+)
+def test_a_keyword_that_the_release_does_not_have_is_told_with_those_that_it_has(
+    monkeypatch, install, tmp_path, release, options, words
+):
+    inside(monkeypatch)
+    install("cml.workers_v1").launch_workers = release
+    platform = find_platform(tmp_path)
+    if words is None:
+        check_launch_options(platform, options)
+        return
+    with pytest.raises(ValueError, match=words):
+        check_launch_options(platform, options)
+
+
+def test_on_this_machine_the_platforms_keywords_are_of_no_account(tmp_path):
+    check_launch_options(find_platform(tmp_path), {"scheduler": {}, "workers": {"accelerator_label_id": 2}})

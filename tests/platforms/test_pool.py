@@ -2,6 +2,7 @@
 
 import threading
 import time
+from unittest import mock
 
 import pytest
 from support.memory_platform import HTML, Answer, Workspace
@@ -41,7 +42,24 @@ def the_trap_is_never_sprung(workspace):
 
 
 def launch(pool, n, **options):
-    return pool.launch(n, cpu=1, memory_gib=2, gpu=0, code="!true", env={"A": "1"}, options=options)
+    return pool.launch(
+        n, name="dask-worker default", cpu=1, memory_gib=2, gpu=0, code="!true", env={"A": "1"}, options=options
+    )
+
+
+def test_sessions_are_named_where_the_release_can():
+    def with_name(n, cpu, memory, nvidia_gpu=0, kernel="python3", script="", code="", env={}, name=""):  # noqa: B006
+        named.append(name)
+        return [{"id": "ab12"}]
+
+    def without(n, cpu, memory, nvidia_gpu=0, kernel="python3", script="", code="", env={}):  # noqa: B006
+        return [{"id": "ab12"}]
+
+    named = []
+    for release in (with_name, without):
+        api = mock.Mock(launch_workers=release, list_workers=list)
+        assert ids_of(launch(SessionPool(Platform("cml", api)), 1)) == ["ab12"]
+    assert named == ["dask-worker default"]
 
 
 def ids_of(launched):

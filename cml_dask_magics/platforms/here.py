@@ -1,0 +1,100 @@
+"""The platform's four calls, and sessions that are processes of the one that calls, beside its kernel.
+
+That is for schedulers: they take nothing of the user's quota, outlive the kernel, and end with its session, as the
+workers do that it launched.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cml_dask_magics.platforms.api import WorkersAPI
+from cml_dask_magics.platforms.local import LocalSessions, Response
+
+HERE = "CML_DASK_HERE"
+"""The variable of a session to be launched that makes it one beside the kernel."""
+
+
+def dashboard_port_is_free() -> bool:
+    """Whether a scheduler beside this kernel could serve its dashboard where the platform shows it."""
+    port = os.environ.get("CDSW_READONLY_PORT", "")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", int(port)))
+        except (OSError, ValueError, OverflowError):
+            return False
+    return True
+
+
+class SomeHere:
+    """`api.WorkersAPI` of the platform, which launches beside the kernel whatever has `HERE` in its environment.
+
+    Parameters
+    ----------
+    api : WorkersAPI
+        The platform's own calls.
+    directory : Path
+        Where the sessions of this machine are recorded, in a folder for each CML session: the others share the
+        project's files, but not its processes.
+    session : str
+        The id of the CML session that this is.
+    """
+
+    def __init__(self, api: WorkersAPI, directory: Path, session: str) -> None:
+        self._api = api
+        self._directory = directory
+        self._session = session
+        self._here = self._sessions()
+
+        # Wrapped, it shows what the platform's takes, which differs between releases.
+        @functools.wraps(api.launch_workers)
+        def launch_workers(n: int, *, env: Mapping[str, str], **request: Any) -> list[dict[str, Any]]:
+            if HERE not in env:
+                return api.launch_workers(n, env=env, **request)
+            size_and_code = {key: request[key] for key in ("cpu", "memory", "code")}
+            return self._sessions().launch_workers(n, env=env, **size_and_code)
+
+        self.launch_workers = launch_workers
+
+    def _sessions(self) -> LocalSessions:
+        """The sessions beside this kernel, and what those that are launched now find."""
+        domain, port = os.environ.get("CDSW_DOMAIN", ""), os.environ.get("CDSW_READONLY_PORT", "")
+        # By the platform's documentation; the Workers API tells the address of no session that a person opened.
+        app_url = f"https://read-only-{self._session}.{domain}/" if dashboard_port_is_free() else ""
+        return LocalSessions(
+            self._directory / f"of-{self._session}",
+            address=os.environ.get("CDSW_IP_ADDRESS") or "0.0.0.0",
+            app_url=app_url,
+            environment={"CDSW_READONLY_PORT": port} if port else {},
+        )
+
+    def list_workers(self) -> list[dict[str, Any]]:
+        """The sessions that this one launched, there and here."""
+        return [*self._api.list_workers(), *self._here.list_workers()]
+
+    def stop_workers(self, *worker_id: str) -> list[Any]:
+        """Stop sessions by id; one beside another session's kernel ends by itself once its cluster's files are gone."""
+        of_others = {path.stem for path in self._directory.glob("of-*/*.json")}
+        here = [session for session in worker_id if session in {one["id"] for one in self._here.list_workers()}]
+        there = [session for session in worker_id if session not in here and session not in of_others]
+        answers = dict.fromkeys(worker_id, Response(204))
+        if here:
+            answers |= dict(zip(here, self._here.stop_workers(*here), strict=True))
+        # Never without ids: that would stop all of the user's sessions.
+        if there:
+            said = self._api.stop_workers(*there)
+            if isinstance(said, Sequence) and len(said) == len(there):
+                answers |= dict(zip(there, said, strict=True))
+        return [answers[session] for session in worker_id]
+
+    def await_workers(
+        self, ids: Sequence[Any], wait_for_completion: bool = True, timeout_seconds: int = 60
+    ) -> Mapping[str, Any]:
+        """Wait for sessions of the platform, as its own call does; those here run at once."""
+        return self._api.await_workers(ids, wait_for_completion, timeout_seconds)
