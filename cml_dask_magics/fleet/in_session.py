@@ -24,16 +24,21 @@ _GIB = 2**30
 # for a kernel of ipykernel), 64 MB for `dask worker` with its nannies, 13 MB for Python's resource tracker, 2 MB for
 # the shell until `dask worker` takes its place.
 OTHERS_BYTES = 150 * 10**6
-# A nanny looks at its worker every 0.1 s, later on a busy machine; a task may fill 1 GB in a second.
-OVERSHOOT_BYTES = 300 * 10**6
+# A task may fill 1 GB in a second, and a nanny looks at its worker every 0.1 s; on a busy machine up to 0.2 s later.
+OVERSHOOT_BYTES, LATE_BYTES = 100 * 10**6, 200 * 10**6
+
+
+def room_bytes(processes: int) -> int:
+    """What a session with so many workers needs beside them: for all else in it, and for workers over their limit."""
+    return OTHERS_BYTES + LATE_BYTES + processes * OVERSHOOT_BYTES
 
 
 def worker_limit_bytes(session_bytes: float, asked_bytes: float, processes: int) -> int:
     """How much memory each Dask worker of a session may use.
 
-    Above the session's own limit the platform ends the whole session. So there must be room for everything else in it,
-    and for what a worker takes until its nanny notices that it is over its limit and ends it alone. Large sessions
-    keep a tenth free, up to 1 GiB, for the kernel's own buffers; small ones keep no more than half.
+    Above the session's own limit the platform ends the whole session; above a worker's limit its nanny ends that worker
+    alone, if it gets to it in time. Large sessions keep a tenth free, up to 1 GiB, for the kernel's own buffers; small
+    ones keep no more than half.
 
     Parameters
     ----------
@@ -45,7 +50,7 @@ def worker_limit_bytes(session_bytes: float, asked_bytes: float, processes: int)
         How many workers it has.
     """
     whole = min(session_bytes, asked_bytes)
-    kept = max(min(whole / 10, _GIB), OTHERS_BYTES + processes * OVERSHOOT_BYTES)
+    kept = max(min(whole / 10, _GIB), room_bytes(processes))
     return int((whole - min(kept, whole / 2)) / processes)
 
 

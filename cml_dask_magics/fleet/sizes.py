@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from cml_dask_magics.fleet.in_session import OTHERS_BYTES, OVERSHOOT_BYTES, worker_limit_bytes
+from cml_dask_magics.fleet.in_session import room_bytes, worker_limit_bytes
 from cml_dask_magics.model.settings import Settings, Spelling
 from cml_dask_magics.model.status import counted
 from cml_dask_magics.platforms.api import Platform
@@ -87,7 +87,7 @@ def check_worker_memory(settings: Settings, platform: Platform, spelled: Spellin
             f"{memory} {settings.memory_gib:g} leaves {of_each} {limit / _GIB:.2g} GiB, which is too little for Dask; "
             f"it must be {enough:g} or more"
         )
-    needed = 2 * (OTHERS_BYTES + processes * OVERSHOOT_BYTES)
+    needed = 2 * room_bytes(processes)
     if _is_this_machine(platform) or _usual_bytes(settings.memory_gib) >= needed:
         return []
     return [

@@ -23,7 +23,7 @@ from distributed.system import MEMORY_LIMIT
 from support.state_folder import local_sessions
 
 from cml_dask_magics import CMLCluster
-from cml_dask_magics.fleet.in_session import OTHERS_BYTES, OVERSHOOT_BYTES
+from cml_dask_magics.fleet.in_session import room_bytes
 from cml_dask_magics.fleet.launches import Launches
 from cml_dask_magics.fleet.opening import open_fleet
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
@@ -88,7 +88,7 @@ def test_a_with_block_computes_and_ends_its_cluster(state: Path) -> None:
         info = client.scheduler_info()["workers"].values()
         assert [worker["nthreads"] for worker in info] == [2, 2]
         # A GiB less what else runs in the session, and what a worker takes until its nanny ends it.
-        assert {worker["memory_limit"] for worker in info} == {2**30 - OTHERS_BYTES - OVERSHOOT_BYTES}
+        assert {worker["memory_limit"] for worker in info} == {2**30 - room_bytes(1)}
         assert all(status.memory_limit_bytes == 2**30 - 450 * 10**6 for status in cluster.status().workers)
         assert {worker["name"] for worker in info} == cluster.plan == cluster.requested == cluster.observed
     assert not running(state)

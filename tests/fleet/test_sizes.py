@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cml_dask_magics.fleet import sizes
-from cml_dask_magics.fleet.in_session import OTHERS_BYTES, OVERSHOOT_BYTES, worker_limit_bytes
+from cml_dask_magics.fleet.in_session import OTHERS_BYTES, room_bytes, worker_limit_bytes
 from cml_dask_magics.model.settings import as_typed, make_settings
 from cml_dask_magics.platforms.api import Platform
 
@@ -57,8 +57,9 @@ def test_a_task_that_grows_quickly_costs_its_worker_and_not_the_session(asked, h
 def test_workers_share_the_memory_of_their_session(has, processes):
     limit = worker_limit_bytes(has * GB, 2 * has * GB, processes)
     left = has * GB - processes * limit
-    needed = OTHERS_BYTES + processes * OVERSHOOT_BYTES
-    assert limit > 0 and (left >= needed - processes or left == pytest.approx(has * GB / 2, abs=processes))
+    assert limit > 0 and (
+        left >= room_bytes(processes) - processes or left == pytest.approx(has * GB / 2, abs=processes)
+    )
 
 
 def test_a_session_whose_limit_cannot_be_seen_has_no_more_than_was_asked_for():
@@ -97,10 +98,10 @@ def test_what_is_too_little_for_dask_is_refused_and_what_is_hardly_enough_is_tol
     def told(platform=CML, **fields):
         return sizes.check_worker_memory(settings(**fields), platform, as_typed)
 
-    assert not told() and not told(memory_gib=1) and not told(memory_gib=4, processes=4)
+    assert not told() and not told(memory_gib=1) and not told(memory_gib=2, processes=4)
     (note,) = told(memory_gib=0.5)
     assert note.startswith("with --memory 0.5 a task") and "with 1 or more" in note
-    assert "with 3 or more" in told(memory_gib=2, processes=4)[0]
+    assert "with 1.5 or more" in told(memory_gib=1, processes=2)[0]
     with pytest.raises(
         ValueError, match=r"--memory 1 leaves each of 8 workers \(--processes\) 0.052 GiB.* 3.5 or more"
     ):
