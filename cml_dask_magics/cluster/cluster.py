@@ -33,7 +33,7 @@ from cml_dask_magics.cluster.scaling import Scaler, SessionAdaptive
 from cml_dask_magics.cluster.scheduler import SchedulerView, figures_of
 from cml_dask_magics.cluster.shielded import run_shielded, start_shielded
 from cml_dask_magics.cluster.snapshot import dashboard_link, read_only_link, snapshot, utc
-from cml_dask_magics.cluster.start import Readiness, Start, partly_ready_message
+from cml_dask_magics.cluster.start import Readiness, Start, nobody_ready_message, partly_ready_message
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.fleet.launches import EndingError
@@ -613,7 +613,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             raise ValueError(
                 f"n must be a whole number of workers from 0 to {most} (the setting max-workers); not {asked}"
             )
-        check_number(int(n), self.settings, self.platform)
+        self._check_room(int(n))
         self._stop_adapting()
         return self._run(self.scaler.to(int(n)))
 
@@ -636,7 +636,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         RuntimeError
             If a session was refused or died, or none connected in time.
         """
-        check_number(n, self.settings, self.platform)
+        self._check_room(n)
         before, requested = self.plan, self.wanted
         wanted = n if wait is None else wait
 
@@ -651,7 +651,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
                     await self._start_up.wait_for(missing, began + timeout_s, ids=new)
                 await self._ask_dask()
             except TimeoutError:
-                reason = f"no worker connected within {timeout_s:g} s"
+                reason = nobody_ready_message(self._fleet, timeout_s)
                 raise StartFailedError(describe_failure(self._fleet, self.observed, reason, new)) from None
             finally:
                 reporting.cancel()
@@ -707,7 +707,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         self._check_open()
         minimum = max([minimum, *self._sessions_with(minimum_cores, minimum_memory, math.ceil)])
         maximum = min([maximum, *self._sessions_with(maximum_cores, maximum_memory, math.floor)])
-        check_number(int(minimum), self.settings, self.platform)
+        self._check_room(int(minimum))
         self._changing_adaptive = True
         try:
             adaptive = self._start_adapting(Adaptive, minimum=minimum, maximum=maximum, **kwargs)
@@ -718,6 +718,10 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         finally:
             self._changing_adaptive = False
 
+    def _check_room(self, n: int) -> None:
+        if n > len(self.plan):  # what is there already may stay
+            check_number(n, self.settings, self.platform)
+
     def _sessions_with(
         self, cores: float | None, memory: float | str | None, rounded: Callable[[float], int]
     ) -> Iterator[int]:
@@ -727,7 +731,6 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             yield rounded(cores / (settings.processes * worker_nthreads(settings)))
         if memory is not None:
             limits = [worker.memory_limit_bytes for worker in self._connected().values()]
-            # Without a limit, which only Dask's own workers may have, there is nothing to divide by either.
             each = sum(limits) / len(limits) if any(limits) else expected_limit_bytes(settings, self.platform)
             yield rounded(parse_bytes(memory) / (settings.processes * each))
 

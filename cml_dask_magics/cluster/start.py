@@ -145,7 +145,7 @@ class Start:
             if time.monotonic() > deadline:
                 if connected:
                     return
-                raise TimeoutError(f"no worker connected within {self._fleet.settings.timeout_s:g} s")
+                raise TimeoutError(nobody_ready_message(self._fleet, self._fleet.settings.timeout_s))
             await self._tick()
 
     async def _connect_when_up(self, deadline: float, launches: Collection[asyncio.Future[Any]]) -> None:
@@ -194,6 +194,12 @@ class Start:
         fleet.journal.update(lambda record: replace(record, state="running").with_event(message))
         if readiness.ready >= fleet.settings.n_workers:
             note_start(fleet.journal.registry.directory, fleet.record.backend, readiness.took_s)
+
+
+def nobody_ready_message(fleet: Fleet, timeout_s: float) -> str:
+    """The message if no worker is connected at the timeout, or no session has all of its several workers."""
+    who = "worker connected" if fleet.settings.processes == 1 else "session had all its workers connected"
+    return f"no {who} within {timeout_s:g} s"
 
 
 def partly_ready_message(fleet: Fleet, readiness: Readiness, timeout_s: float) -> str:

@@ -198,7 +198,9 @@ class Supervisor:
         before, self._connected = self._connected, now
         if before is None:
             return
-        for who, what in ((now - before, "joined"), (before - now, "left")):
+        several = self._fleet.settings.processes > 1
+        joined, left = ("complete", "incomplete") if several else ("joined", "left")
+        for who, what in ((now - before, joined), (before - now, left)):
             if who:
                 self._fleet.journal.log(f"{self._named(who)} {what}")
 
@@ -206,7 +208,7 @@ class Supervisor:
         """Stop sessions outside our listing whose worker does not connect, or has been gone for too long."""
         fleet, times = self._fleet, self._fleet.times
         mine = fleet.pool.platform.session
-        missing = fleet.plan - seen.connected
+        missing = fleet.plan - seen.connected - seen.memory_bytes.keys()  # the latter have some of their workers
         gone = {s.id: s for s in fleet.record.sessions if s.launched_from != mine and s.id in missing}
         self._gone_since = {session: self._gone_since.get(session, seen.at) for session in gone}
         over = [

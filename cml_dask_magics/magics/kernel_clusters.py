@@ -320,6 +320,8 @@ def _as_before(settings: Settings, given: frozenset[str], before: Settings) -> S
     kept = {name: getattr(before, name) for name in ("n_workers", "adapt", *_SIZES, "dashboard_port", "local")}
     if "n_workers" in given:
         kept["adapt"] = None
+    if "gpu" in given:  # which says how many workers a session has, unless that is given, too
+        del kept["processes"]
     return replace(settings, **{name: value for name, value in kept.items() if name not in given})
 
 
