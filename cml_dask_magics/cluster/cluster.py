@@ -41,6 +41,7 @@ from cml_dask_magics.fleet.opening import claim, open_fleet
 from cml_dask_magics.fleet.shell_lines import worker_nthreads
 from cml_dask_magics.fleet.sizes import check_number, expected_limit_bytes, most_sessions
 from cml_dask_magics.fleet.supervisor import Seen, Supervisor, Todo
+from cml_dask_magics.fleet.troubles import Troubles
 from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.settings import Settings, as_typed, make_settings
 from cml_dask_magics.model.status import ClusterState, ClusterStatus, Ended, StatusCallback, WorkerFigures
@@ -232,8 +233,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         self.warning: str | None = None
         self.why_detached = ""
         """Why this object detached from its cluster, if the user did not close it."""
-        self._scheduler = SchedulerView(self._compare, fleet.pool.look_now, fleet.times)
+        self._scheduler = SchedulerView(self._on_news, fleet.pool.look_now, fleet.times)
         self._supervisor = Supervisor(fleet)
+        self._troubles = Troubles(fleet)
         self.scaler = Scaler(fleet, self._scheduler, self._connected, self._supervisor)
         self._start_up = Start(fleet, lambda: self.observed, self._connect_to, self._disconnect)
         try:
@@ -432,6 +434,14 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         return logs
 
     # Dask's `scheduler_info`: holds only what Dask puts there
+
+    async def _on_news(self, everything: bool) -> None:
+        await self._compare(everything)
+        written = self._fleet.record.troubles_written
+        troubles = [trouble for trouble in self._scheduler.troubles.values() if trouble.number > written]
+        if troubles and self.steers:  # one kernel writes them down
+            connected = {worker.name for worker in self._scheduler.figures.values()}
+            await asyncio.to_thread(self._troubles.write, troubles, connected)
 
     async def _compare(self, everything: bool) -> None:
         """Refresh `scheduler_info` if Dask's stream of joining and leaving workers has missed some.

@@ -20,7 +20,8 @@ from cml_dask_magics.cluster.scheduler import SchedulerView, by_session, worker_
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.supervisor import Supervisor
 from cml_dask_magics.model.record import Record
-from cml_dask_magics.model.status import WorkerFigures, counted
+from cml_dask_magics.model.status import WorkerFigures
+from cml_dask_magics.model.words import counted
 
 
 class Scaler:

@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+import msgspec
 from distributed.comm import connect
 from distributed.core import rpc
 from distributed.protocol.pickle import dumps
 from distributed.security import Security
 
+from cml_dask_magics.cluster.in_scheduler import KEPT, as_sent, report, setup
 from cml_dask_magics.model.status import Sample, WorkerFigures
 from cml_dask_magics.model.times import USUAL, Times
+from cml_dask_magics.model.trouble import Trouble
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +40,15 @@ class _News:
         Figures of workers, by address.
     gone : tuple of str
         Addresses of workers that left.
+    troubles : tuple of Trouble
+        Those that are new, or better known.
     idle_s : float or None
         Seconds since the cluster last worked, None while it works.
     """
 
     changed: dict[str, WorkerFigures]
     gone: tuple[str, ...]
+    troubles: tuple[Trouble, ...]
     idle_s: float | None
 
 
@@ -68,6 +74,7 @@ def figures_of(address: str, worker: Mapping[str, Any]) -> WorkerFigures:
         metrics.get("memory", 0),
         int(metrics.get("spilled_bytes", {}).get("disk", 0)),
         tasks.get("executing", 0) + tasks.get("long-running", 0),
+        worker.get("status") == "paused",
     )
 
 
@@ -99,6 +106,7 @@ class SchedulerView:
         self.idle_s: float | None = None
         self.peak_memory_bytes = 0
         self.figures: dict[str, WorkerFigures] = {}
+        self.troubles: dict[int, Trouble] = {}
         self.history: deque[Sample] = deque(maxlen=int(times.history_s / times.shown_s))
 
     @property
@@ -209,8 +217,8 @@ class SchedulerView:
         try:
             comm.name = "cml-dask-magics feed"
             # Not Dask's run_function, which logs each call in the scheduler.
-            setup, report = dumps(_make_setup()), dumps(_make_report())
-            await comm.write({"op": "feed", "setup": setup, "function": report, "interval": interval_s})
+            functions = {"setup": as_sent(setup), "function": as_sent(report)}
+            await comm.write({"op": "feed", **functions, "interval": interval_s})
             while True:
                 yield _read(await comm.read())
         finally:
@@ -231,6 +239,9 @@ class SchedulerView:
         self.figures.update(news.changed)
         for address in news.gone:
             self.figures.pop(address, None)
+        self.troubles.update((trouble.number, trouble) for trouble in news.troubles)
+        for number in list(self.troubles)[:-KEPT]:
+            del self.troubles[number]
         seen = _sample(self.figures.values())
         self.peak_memory_bytes = max(self.peak_memory_bytes, seen.memory_bytes)
         if not self.history or (seen.at - self.history[-1].at).total_seconds() >= self._times.shown_s * 0.9:
@@ -258,47 +269,10 @@ def _sample(workers: Collection[WorkerFigures]) -> Sample:
     )
 
 
-def _make_report() -> Any:
-    # A nested function is pickled by value: the scheduler's session need not have this module.
-    def report(dask_scheduler: Any, sent: dict[str, Any]) -> dict[str, Any]:
-        import time
-
-        changed = {}
-        for address, worker in dask_scheduler.workers.items():
-            metrics = worker.metrics
-            tasks = metrics.get("task_counts", {})
-            # Whole per cent and MiB: smaller changes do not show on the screen.
-            figures = (
-                str(worker.name),
-                worker.nthreads,
-                worker.memory_limit or 0,
-                worker.extra.get("session_memory", 0),
-                round(metrics.get("cpu", 0)),
-                metrics.get("memory", 0) >> 20 << 20,
-                int(metrics.get("spilled_bytes", {}).get("disk", 0)) >> 20 << 20,
-                tasks.get("executing", 0) + tasks.get("long-running", 0),
-            )
-            if sent.get(address) != figures:
-                changed[address] = sent[address] = figures
-        gone = [address for address in sent if address not in dask_scheduler.workers]
-        for address in gone:
-            del sent[address]
-        since = dask_scheduler.check_idle()
-        return {"changed": changed, "gone": gone, "idle_s": max(0.0, time.time() - since) if since else None}
-
-    return report
-
-
-def _make_setup() -> Any:
-    def setup(_scheduler: Any) -> dict[str, Any]:
-        return {}  # what `report` has sent
-
-    return setup
-
-
 def _read(answer: Any) -> _News:
     """A message of the feed; the scheduler may answer with an error instead."""
     if not isinstance(answer, Mapping) or "changed" not in answer:
         raise OSError(f"the scheduler did not send the figures of its workers: {answer!r:.300}")
     changed = {address: WorkerFigures(address, *figures) for address, figures in answer["changed"].items()}
-    return _News(changed, tuple(answer["gone"]), answer["idle_s"])
+    troubles = msgspec.convert(answer["troubles"], tuple[Trouble, ...])
+    return _News(changed, tuple(answer["gone"]), troubles, answer["idle_s"])

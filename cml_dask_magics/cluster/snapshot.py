@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -11,8 +12,9 @@ from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.pending import why_pending
 from cml_dask_magics.fleet.sizes import most_sessions
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
-from cml_dask_magics.model.record import SessionRecord
+from cml_dask_magics.model.record import SessionRecord, TroubleRecord
 from cml_dask_magics.model.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus, WorkerFigures
+from cml_dask_magics.model.trouble import SHOWN_S
 
 
 def snapshot(
@@ -69,6 +71,7 @@ def snapshot(
         max_workers=most_sessions(fleet.settings, fleet.pool.platform),
         why_pending=why_pending(fleet, fleet.times.pending_s),
         usual_start_s=fleet.usual_start_s,
+        trouble=_current(record.trouble, workers),
         usage=fleet.usage(),
         events=tuple(Event(utc(at), message) for at, message in record.events),
     )
@@ -85,6 +88,7 @@ def _workers_status(fleet: Fleet, session: SessionRecord, workers: Sequence[Work
         memory_limit_bytes=sum(worker.memory_limit_bytes for worker in workers),
         spilled_bytes=sum(worker.spilled_bytes for worker in workers),
         executing=sum(worker.executing for worker in workers),
+        is_paused=any(worker.is_paused for worker in workers),
         workers=tuple(workers),
     )
 
@@ -99,6 +103,15 @@ def _session_status(
         ip_address=fleet.ip_address(session) or (_host(address) if address else None),
         address=address,
     )
+
+
+def _current(trouble: TroubleRecord | None, workers: Mapping[str, WorkerFigures]) -> str:
+    """The sentence of a trouble that is to be shown beside the cluster's state; empty if it is over, or long ago."""
+    if trouble is None or time.time() - trouble.at > SHOWN_S:
+        return ""
+    if trouble.paused and trouble.paused not in {worker.name for worker in workers.values() if worker.is_paused}:
+        return ""
+    return trouble.message
 
 
 def dashboard_link(fleet: Fleet, dasks_own: str) -> str:

@@ -12,7 +12,7 @@ from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.pending import why_pending
 from cml_dask_magics.model.record import Role
-from cml_dask_magics.model.status import counted
+from cml_dask_magics.model.words import counted
 from cml_dask_magics.platforms.pool import Launched
 from cml_dask_magics.registry.liveness import scheduler_address
 from cml_dask_magics.registry.start_times import note_start

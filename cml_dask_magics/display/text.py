@@ -26,10 +26,12 @@ from cml_dask_magics.display.words import (
     memory_words,
     phase_words,
     totals,
+    trouble_words,
     utc_now,
     workers_words,
 )
-from cml_dask_magics.model.status import ClusterStatus, SessionStatus, WorkerFigures, unit
+from cml_dask_magics.model.status import ClusterStatus, SessionStatus, WorkerFigures
+from cml_dask_magics.model.words import unit
 
 NO_CLUSTER = "No cluster is running. %dask_up starts one."
 
@@ -77,6 +79,8 @@ def to_text(
             console.print(Text(estimate.capitalize()))
         if advice := advice_words(status, sums):
             console.print(Text(advice))
+        if trouble := trouble_words(status):
+            console.print(Text(clean(trouble)))
         shown = choose(status.workers, Wanted(), max_rows or max(len(status.workers), 1)).rows
         if status.scheduler is not None:
             console.print(Text(f"Scheduler: {', '.join(_cells(status.scheduler, now))}"))
@@ -121,7 +125,10 @@ def _table(sessions: Sequence[SessionStatus], title: str, now: datetime) -> list
         reported = _reported(session) if session.state == "running" else (NO_VALUE,) * 4
         rows.append((*_cells(session, now), *reported))
         if len(session.workers) > 1:
-            rows += [(f"  {clean(worker.name)}", "", "", *_reported(worker)) for worker in session.workers]
+            rows += [
+                (f"  {clean(worker.name)}", "", "paused" if worker.is_paused else "", *_reported(worker))
+                for worker in session.workers
+            ]
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(_filled(cell, widths[at], right=at > 2) for at, cell in enumerate(row)) for row in rows]
     return ["", lines[0], "─" * cell_len(lines[0]), *lines[1:], ""]

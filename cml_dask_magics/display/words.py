@@ -9,7 +9,8 @@ from datetime import datetime, timezone
 from typing import Literal, NamedTuple
 
 from cml_dask_magics.display.safe import clean
-from cml_dask_magics.model.status import ClusterStatus, Ended, Event, SessionState, SessionStatus, WorkerFigures, unit
+from cml_dask_magics.model.status import ClusterStatus, Ended, Event, SessionState, SessionStatus, WorkerFigures
+from cml_dask_magics.model.words import format_bytes, format_memory, plural, unit
 
 Kind = Literal["ended", "failed"]
 """How a cluster ended."""
@@ -36,7 +37,6 @@ SIGNS = {
 """A sign for each state, because not everybody can see the colours."""
 
 _PLATFORMS = {"cml": "CML", "cdsw": "CDSW", "local": "this machine"}
-_UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _PHASES: tuple[SessionState, ...] = ("starting", "pending", "stopping", "failed")
 
 
@@ -77,11 +77,6 @@ def totals(status: ClusterStatus) -> Totals:
     )
 
 
-def plural(count: int, noun: str) -> str:
-    """``1 worker``, ``1,000 workers``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def format_duration_s(seconds: float, exact: bool = False) -> str:
     """A duration in words.
 
@@ -107,24 +102,6 @@ def format_duration_s(seconds: float, exact: bool = False) -> str:
     if total >= 60 and not exact and rest:
         parts.pop()
     return " ".join(parts[:2])
-
-
-def format_bytes(size: float) -> str:
-    """``1.5 GiB``, ``96 MiB``: at most three digits."""
-    for name, factor in _UNITS:
-        if size >= factor:
-            value = size / factor
-            return f"{value:.0f} {name}" if value >= 99.95 else f"{value:.1f}".removesuffix(".0") + f" {name}"
-    return f"{max(size, 0):.0f} B"
-
-
-def format_memory(used_bytes: int, limit_bytes: int) -> str:
-    """Memory in use and its limit, if there is one: ``96 MiB / 2 GiB``, ``1.5 / 2 GiB``."""
-    used = format_bytes(used_bytes)
-    if not limit_bytes:
-        return used
-    limit = format_bytes(limit_bytes)
-    return f"{used.removesuffix(limit[limit.index(' ') :])} / {limit}"
 
 
 def format_percent(percent: float) -> str:
@@ -193,6 +170,11 @@ def estimate_words(status: ClusterStatus) -> str:
     return f"usually ready after about {format_duration_s(max(round(usual_s / step_s), 1) * step_s, exact=True)}"
 
 
+def trouble_words(status: ClusterStatus) -> str:
+    """What went wrong with a worker of late, and what helps; empty if nothing did."""
+    return status.trouble[:1].upper() + status.trouble[1:] + "." if status.trouble else ""
+
+
 def advice_words(status: ClusterStatus, sums: Totals | None = None) -> str:
     """What is wrong and what to do about it; empty if nothing is."""
     if status.state == "lost":
@@ -224,7 +206,7 @@ def phase_words(session: SessionStatus, now: datetime) -> str:
     """The session's state, with its duration if it is a transition: ``pending 12 s``."""
     if session.state in ("pending", "starting", "stopping") and session.state_since is not None:
         return f"{session.state} {format_duration_s((now - session.state_since).total_seconds(), exact=True)}"
-    return session.state
+    return "paused" if session.state == "running" and session.is_paused else session.state
 
 
 def count_words(status: ClusterStatus, sums: Totals | None = None) -> list[str]:

@@ -23,7 +23,7 @@ from cml_dask_magics.model.lifecycle import (
     with_usage_of,
     with_usage_until_now,
 )
-from cml_dask_magics.model.record import Record, SessionRecord
+from cml_dask_magics.model.record import Record, Role, SessionRecord
 from cml_dask_magics.model.settings import Settings
 from cml_dask_magics.model.status import Ended, SessionState, Usage
 from cml_dask_magics.model.times import USUAL, Times
@@ -378,6 +378,11 @@ class Fleet:
         return Ended(record.name, sessions, max(0.0, time.time() - record.created_at), usage(record))
 
 
+def end_words(session: str, role: Role, status: str) -> str:
+    """The event of a session that ended without having been stopped."""
+    return f"session {session} ({role}) ended: {status}"
+
+
 def _stopping(record: Record) -> Record:
     return replace(record, state="stopping")
 
@@ -417,4 +422,4 @@ def _with_end_of(record: Record, session: SessionRecord, status: str) -> Record:
         return replace(record, requested=max(0, record.requested - (session.role == "worker")))
     if session.automatic and session.connected_at is None:
         record = replace(record, failed_replacements=record.failed_replacements + 1)
-    return record.with_event(f"session {session.id} ({session.role}) ended: {status}")
+    return record.with_event(end_words(session.id, session.role, status))

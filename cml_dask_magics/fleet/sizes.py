@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cml_dask_magics.fleet.in_session import room_bytes, worker_limit_bytes
 from cml_dask_magics.model.settings import Settings, Spelling
-from cml_dask_magics.model.status import counted
+from cml_dask_magics.model.words import counted
 from cml_dask_magics.platforms.api import Platform
 
 _GIB = 2**30

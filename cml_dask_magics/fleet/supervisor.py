@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.launches import EndingError
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
-from cml_dask_magics.model.status import unit
+from cml_dask_magics.model.words import unit
 from cml_dask_magics.registry.kernels import kernel_may_live
 from cml_dask_magics.registry.lease import Lease
 from cml_dask_magics.registry.registry import GoneError

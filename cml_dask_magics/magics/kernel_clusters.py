@@ -21,7 +21,8 @@ from cml_dask_magics.fleet.opening import open_fleet, settings_of, what_fits
 from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.record import Record
 from cml_dask_magics.model.settings import OPTIONS, Settings, as_typed
-from cml_dask_magics.model.status import ClusterStatus, Ended, StatusCallback, counted
+from cml_dask_magics.model.status import ClusterStatus, Ended, StatusCallback
+from cml_dask_magics.model.words import counted
 from cml_dask_magics.platforms.api import PlatformError
 from cml_dask_magics.registry.registry import NameTakenError, Registry
 from cml_dask_magics.registry.run_folder import read_tail, session_logs

@@ -9,6 +9,7 @@ import json
 import re
 import time
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -92,6 +93,25 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class TroubleRecord:
+    """What went wrong with a worker.
+
+    Parameters
+    ----------
+    at : float
+        Seconds since the epoch.
+    message : str
+        One sentence.
+    paused : str
+        The name of a worker; if there is one, this holds as long as it is paused.
+    """
+
+    at: _Moment
+    message: str
+    paused: str = ""
+
+
+@dataclass(frozen=True)
 class Record:
     """All that must be known to find, use and stop a cluster.
 
@@ -110,6 +130,10 @@ class Record:
         Core-seconds, GiB-seconds and GPU-seconds of sessions that ended and left `sessions`.
     events : tuple of (float, str)
         Seconds since the epoch and a sentence, oldest first.
+    trouble : TroubleRecord or None
+        What went wrong with a worker last; not all of it is an event.
+    troubles_written : int
+        All troubles of the scheduler up to this number are dealt with.
     """
 
     name: _Name
@@ -129,6 +153,8 @@ class Record:
     gib_s: _Number = 0.0
     gpu_s: _Number = 0.0
     events: tuple[tuple[_Moment, str], ...] = ()
+    trouble: TroubleRecord | None = None
+    troubles_written: int = 0
     version: int = RECORD_VERSION
 
     @property
@@ -136,9 +162,10 @@ class Record:
         """The session of the scheduler, while it is on record."""
         return next((session for session in self.sessions if session.role == "scheduler"), None)
 
-    def with_event(self, message: str) -> Record:
-        """The record with one more event, the oldest ones dropped."""
-        return replace(self, events=(*self.events, (time.time(), message))[-_KEPT_EVENTS:])
+    def with_event(self, message: str, at: float | None = None) -> Record:
+        """The record with one more event, of now or of `at`; the oldest ones are dropped."""
+        events = sorted((*self.events, (time.time() if at is None else at, message)), key=itemgetter(0))
+        return replace(self, events=tuple(events[-_KEPT_EVENTS:]))
 
 
 def record_from_json(text: str) -> Record:

@@ -39,17 +39,6 @@ class Usage:
     gpu_hours: float = 0.0
 
 
-def unit(processes: int) -> str:
-    """What a cluster is counted in: a session with one worker in it is simply called a worker."""
-    return "session" if processes > 1 else "worker"
-
-
-def counted(n: int, processes: int) -> str:
-    """``1 worker``, ``2 workers``; with several workers in a session ``2 sessions of 4 workers``."""
-    words = f"{n} {unit(processes)}{'s' if n != 1 else ''}"
-    return f"{words} of {processes} workers" if processes > 1 else words
-
-
 class WorkerFigures(NamedTuple):
     """What the scheduler last heard of one Dask worker.
 
@@ -72,6 +61,8 @@ class WorkerFigures(NamedTuple):
         On disk.
     executing : int
         Tasks running now.
+    is_paused : bool
+        Whether it starts no new tasks, for its memory.
     """
 
     address: str
@@ -83,6 +74,7 @@ class WorkerFigures(NamedTuple):
     memory_bytes: int
     spilled_bytes: int
     executing: int
+    is_paused: bool
 
 
 @dataclass(frozen=True)
@@ -105,6 +97,8 @@ class SessionStatus:
         Threads of its workers; 0 while not connected and for the scheduler.
     cpu_percent, memory_bytes, memory_limit_bytes, spilled_bytes, executing
         As its workers last reported, together: per cent of one core, bytes, bytes, bytes on disk, tasks running now.
+    is_paused : bool
+        Whether one of its workers starts no new tasks, for its memory.
     workers : tuple of WorkerFigures
         Each of them that is connected, by number.
     """
@@ -120,6 +114,7 @@ class SessionStatus:
     memory_limit_bytes: int = 0
     spilled_bytes: int = 0
     executing: int = 0
+    is_paused: bool = False
     workers: tuple[WorkerFigures, ...] = ()
 
 
@@ -177,6 +172,8 @@ class ClusterStatus:
         Why sessions may have been pending for long, and what would fit; empty if none has.
     usual_start_s : float or None
         The median of earlier starts on this platform, in seconds; None if there were none.
+    trouble : str
+        What went wrong with a worker in the last minutes, and what helps; empty if nothing did.
     """
 
     name: str
@@ -198,6 +195,7 @@ class ClusterStatus:
     max_workers: int = 500
     why_pending: str = ""
     usual_start_s: float | None = None
+    trouble: str = ""
     usage: Usage = field(default_factory=Usage)
     events: tuple[Event, ...] = ()
 

@@ -12,7 +12,7 @@ import pytest
 from contract.patience import eventually
 from distributed import Client
 from IPython.core.interactiveshell import InteractiveShell
-from support.state_folder import kill_sessions, local_sessions
+from support.state_folder import kill, local_sessions
 
 from cml_dask_magics import CMLCluster
 from cml_dask_magics.model.times import Times
@@ -109,7 +109,7 @@ def test_a_session_that_is_lost_is_four_workers_and_one_launch(two: CMLCluster, 
     victim = min(two.plan)
     launched = len(local_sessions(two.settings.state_directory).list_workers())
     futures = client.map(lambda number: time.sleep(0.1) or number, range(100), pure=False)
-    kill_sessions(two.settings.state_directory, victim)
+    kill(two.settings.state_directory, victim)
     assert client.gather(futures) == list(range(100))
     eventually(lambda: len(two.observed) == 2 and victim not in two.plan)
     assert len(client.nthreads()) == 8

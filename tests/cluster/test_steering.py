@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-from support.state_folder import kill_sessions, local_sessions, private
+from support.state_folder import kill, local_sessions, private
 
 from cml_dask_magics import CMLCluster
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
@@ -66,7 +66,7 @@ def test_a_worker_whose_session_dies_is_replaced_and_the_computation_finishes(st
         before = cluster.plan
         futures = client.map(lambda i: time.sleep(0.2) or i, range(60), pure=False)
         victim = sorted(before)[0]
-        kill_sessions(state, victim)
+        kill(state, victim)
         assert sum(client.gather(futures)) == sum(range(60))
         until(lambda: len(cluster.observed) == 2 and victim not in cluster.plan)
         (new,) = cluster.plan - before
@@ -81,7 +81,7 @@ def test_a_worker_whose_session_dies_is_replaced_and_the_computation_finishes(st
 def test_all_workers_die_and_all_are_replaced(state: Path) -> None:
     with CMLCluster(2) as cluster:
         before = cluster.plan
-        kill_sessions(state, *before)
+        kill(state, *before)
         until(lambda: len(cluster.observed - before) == 2)
         assert len(running(state)) == 3
 
@@ -93,7 +93,7 @@ def test_a_broken_environment_is_not_launched_into_for_ever(state: Path, monkeyp
         before = set(session_logs(fleet.folder / "logs"))
         healthy = fleet.settings
         monkeypatch.setattr(fleet.launches, "settings", replace(healthy, python="/no/such/python"))
-        kill_sessions(state, *cluster.plan)
+        kill(state, *cluster.plan)
         until(lambda: any("no more are launched" in event for event in events(cluster)))
         assert any("/no/such/python" in event for event in events(cluster)), "it says why"
         await_rounds(cluster, 5)
@@ -121,7 +121,7 @@ def test_when_the_scheduler_dies_its_workers_go_and_the_next_start_is_as_before(
     shell.run_line_magic("dask_up", "2 --cpu 2 --memory 1.5")
     cluster = shell.user_ns["cluster"]
     shell.run_line_magic("dask_up", "3")
-    kill_sessions(state, cluster.status().scheduler.session)
+    kill(state, cluster.status().scheduler.session)
     until(lambda: not running(state))
     until(lambda: Registry(state).read("default").state == "lost")
     assert kernel_clusters.statuses(state)[0][0].state == "lost"
@@ -134,7 +134,7 @@ def test_when_the_scheduler_dies_its_workers_go_and_the_next_start_is_as_before(
 
 def test_a_lost_cluster_can_be_put_away(shell: InteractiveShell, state: Path) -> None:
     shell.run_line_magic("dask_up", "1")
-    kill_sessions(state, shell.user_ns["cluster"].status().scheduler.session)
+    kill(state, shell.user_ns["cluster"].status().scheduler.session)
     until(lambda: Registry(state).read("default").state == "lost")
     shell.run_line_magic("dask_down", "")
     assert kernel_clusters.names(state) == [] and not running(state)
@@ -178,7 +178,7 @@ def test_of_two_kernels_one_heals_and_the_other_takes_over_when_it_is_gone(state
         assert other.stdout.readline() == "attached\n"
         until(lambda: cluster.steers)
         before = cluster.plan
-        kill_sessions(state, *before)
+        kill(state, *before)
         until(lambda: len(cluster.observed - before) == 2)
         until(lambda: ask("len(cluster.observed)") == "2")
         assert ask("cluster.steers") == "False"
@@ -188,7 +188,7 @@ def test_of_two_kernels_one_heals_and_the_other_takes_over_when_it_is_gone(state
         cluster.steers = False
         until(lambda: ask("cluster.steers") == "True")
         before = cluster.plan
-        kill_sessions(state, *before)
+        kill(state, *before)
         until(lambda: len(cluster.observed - before) == 2)
         assert len(running(state)) == 3
         other.kill()

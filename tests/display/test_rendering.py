@@ -23,6 +23,7 @@ from cml_dask_magics.display.panel.page import page_piece
 from cml_dask_magics.display.safe import safe_url
 from cml_dask_magics.display.words import totals
 from cml_dask_magics.model.status import ClusterStatus, Event, SessionStatus
+from cml_dask_magics.model.words import format_bytes, format_memory
 
 
 def pieces(status: ClusterStatus, dress: Any = classed) -> str:
@@ -233,13 +234,13 @@ def test_durations_read_as_people_say_them(seconds: float, coarse: str, exact: s
     ],
 )
 def test_sizes_read_as_people_say_them(size: float, words: str) -> None:
-    assert render_words.format_bytes(size) == words
+    assert format_bytes(size) == words
 
 
 def test_memory_is_said_with_its_limit_and_no_unit_twice() -> None:
-    assert render_words.format_memory(96 * 2**20, 2 * GIB) == "96 MiB / 2 GiB"
-    assert render_words.format_memory(3 * GIB // 2, 2 * GIB) == "1.5 / 2 GiB"
-    assert render_words.format_memory(GIB, 0) == "1 GiB"
+    assert format_memory(96 * 2**20, 2 * GIB) == "96 MiB / 2 GiB"
+    assert format_memory(3 * GIB // 2, 2 * GIB) == "1.5 / 2 GiB"
+    assert format_memory(GIB, 0) == "1 GiB"
 
 
 @pytest.mark.parametrize(
@@ -277,6 +278,24 @@ def test_what_is_wrong_is_said_with_what_helps(changes: dict[str, Any], words: s
     status = cluster(**changes)
     assert words in render_words.advice_words(status)
     assert bool(render_words.advice_words(status)) == bool(words)
+
+
+def test_what_went_wrong_with_a_worker_stands_beside_the_state_and_cannot_break_it() -> None:
+    status = cluster(state="degraded", requested=5, trouble=f"worker ab12 went over its 2 GiB: {NASTY}")
+    text, html = render.to_text([status], width=200, now=NOW), render_html.to_html(status, NOW)
+    assert "1 worker is missing; it joins when it comes.\nWorker ab12 went over its 2 GiB: <script>" in text
+    assert "\x1b" not in text
+    page = " ".join(Page(html).words)
+    assert "1 worker is missing" in page and "Worker ab12 went over its 2 GiB" in page
+    assert "<script>" not in html
+    assert render_words.trouble_words(cluster()) == ""
+
+
+def test_a_paused_worker_is_seen_in_its_row() -> None:
+    status = cluster(workers=(worker(0, is_paused=True), worker(1, state="starting", is_paused=True)))
+    (row, other) = Page(table(None, status.workers, NOW, classed)).words, render.to_text([status], now=NOW)
+    assert "▲" in row and any("paused" in cell for cell in row)
+    assert other.count("paused") == 1
 
 
 def test_html_says_everything_the_text_says() -> None:

@@ -45,13 +45,13 @@ def test_running_with_an_unknown_address(notebook: Faulty) -> None:
 
 
 def test_killed_for_memory_in_the_middle_of_a_computation(notebook: Faulty) -> None:
-    """The computation goes on and finishes; the status says which session died, how, and what took its place."""
+    """The computation goes on and finishes; the status says which session died, how, why, and what took its place."""
     notebook.run("%dask_up 2")
     notebook.start_computing()
     victim, _ = notebook.running("worker")
     notebook.workspace.end_session(victim, "failed")
     notebook.finish_computing()
-    notebook.await_told(victim, "failed")
+    notebook.await_told(f"session {victim} was ended by the platform (failed)", "--memory")
     notebook.await_healthy(2, without=[victim])
     notebook.await_told(victim, "in place of", notebook.running("worker")[-1])
     assert notebook.status()["requested"] == 2 and len(notebook.launched()) == 4

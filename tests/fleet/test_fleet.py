@@ -617,7 +617,8 @@ def test_the_snapshot_of_a_cluster_shows_its_sessions_and_what_failed(cluster, r
     workspace.set("failed", workers[0])
     cluster.observe(cluster.pool.listing())
     address = "tls://100.66.0.9:40331"
-    status = snapshot(cluster, "degraded", {address: WorkerFigures(address, workers[1], 2, 5, 9, 3.0, 0, 0, 0)})
+    figures = WorkerFigures(address, workers[1], 2, 5, 9, 3.0, 0, 0, 0, is_paused=True)
+    status = snapshot(cluster, "degraded", {address: figures})
     shown = {worker.session: worker for worker in status.workers}
     assert shown[workers[0]].state == "failed"
     assert (shown[workers[1]].state, shown[workers[1]].address, shown[workers[1]].nthreads) == ("running", address, 2)

@@ -16,7 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.state_folder import private
 
-from cml_dask_magics.model.record import Launch, Owner, Record, SessionRecord, record_from_json, record_to_json
+from cml_dask_magics.model.record import (
+    Launch,
+    Owner,
+    Record,
+    SessionRecord,
+    TroubleRecord,
+    record_from_json,
+    record_to_json,
+)
 from cml_dask_magics.registry import registry as registry_module
 from cml_dask_magics.registry.files import write_private
 from cml_dask_magics.registry.registry import NameTakenError, Registry, RegistryError
@@ -416,6 +424,8 @@ RECORDS = st.builds(
     failed_replacements=st.integers(0, 9),
     core_s=FLOATS,
     events=st.lists(st.tuples(FLOATS, TEXT), max_size=3).map(tuple),
+    trouble=st.none() | st.builds(TroubleRecord, FLOATS, TEXT, TEXT),
+    troubles_written=st.integers(0, 9),
 )
 QUICK = hypothesis.settings(max_examples=60, deadline=None, database=None)
 

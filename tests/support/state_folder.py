@@ -21,8 +21,8 @@ def local_sessions(state: Path) -> LocalSessions:
     return LocalSessions(private(state) / "local-sessions")
 
 
-def kill_sessions(state: Path, *ids: str) -> None:
-    """Kill all that runs in sessions of this machine, as a node that fails does."""
+def kill(state: Path, *ids: str) -> None:
+    """Kill all that runs in sessions, as a node that fails does."""
     for session in local_sessions(state)._sessions():
         process = session.process()
         if session.id in ids and process is not None:

@@ -32,7 +32,7 @@ def worker(index: int, **changes: Any) -> SessionStatus:
 
 
 def _figures(address: str, name: str, cpu_percent: float = 50.0) -> WorkerFigures:
-    return WorkerFigures(address, name, 2, 2 * GIB, 10 * GIB, cpu_percent, GIB // 2, 0, 1)
+    return WorkerFigures(address, name, 2, 2 * GIB, 10 * GIB, cpu_percent, GIB // 2, 0, 1, is_paused=False)
 
 
 def several(index: int, processes: int = 4, **changes: Any) -> SessionStatus:

@@ -20,15 +20,15 @@ from cml_dask_magics.display.words import (
     estimate_words,
     fact_words,
     format_at,
-    format_bytes,
     format_percent,
     latest_events,
-    plural,
     totals,
+    trouble_words,
     utc_now,
     workers_words,
 )
-from cml_dask_magics.model.status import ClusterStatus, Event, unit
+from cml_dask_magics.model.status import ClusterStatus, Event
+from cml_dask_magics.model.words import format_bytes, plural, unit
 
 _CPU = attrgetter("cpu_percent")
 _MEMORY = attrgetter("memory_bytes")
@@ -88,9 +88,9 @@ def links(status: ClusterStatus, dress: Dress) -> str:
 
 
 def advice(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
-    """What is wrong with the cluster and what helps; empty if nothing is wrong."""
-    words = advice_words(status, sums)
-    return f"<div{dress('advice')}>{text(words)}</div>" if words else ""
+    """What is wrong with the cluster and its workers, and what helps; empty if nothing is wrong."""
+    said = filter(None, (advice_words(status, sums), trouble_words(status)))
+    return "".join(f"<div{dress('advice')}>{text(words)}</div>" for words in said)
 
 
 def error(message: str, dress: Dress) -> str:

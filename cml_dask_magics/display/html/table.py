@@ -9,8 +9,9 @@ from typing import NamedTuple
 from cml_dask_magics.display.html.basics import sign, text
 from cml_dask_magics.display.html.graphs import bar, memory_ink
 from cml_dask_magics.display.html.looks import Dress, classed
-from cml_dask_magics.display.words import NO_VALUE, format_bytes, format_memory, format_percent, phase_words, plural
+from cml_dask_magics.display.words import NO_VALUE, format_percent, phase_words
 from cml_dask_magics.model.status import SessionStatus, WorkerFigures
+from cml_dask_magics.model.words import format_bytes, format_memory, plural
 
 
 class Column(NamedTuple):
@@ -88,7 +89,7 @@ def _row(session: SessionStatus, now: datetime, dress: Dress, scheduler: bool = 
     return (
         f'<tr><th scope="row"{dress("cell")}>{_address(session.session, dress)}{note}</th>'
         f"<td{dress('cell')}>{_address(session.ip_address, dress)}</td>"
-        f"<td{dress('cell')}>{sign(session.state, dress)}&nbsp;{text(phase_words(session, now))}</td>"
+        f"<td{dress('cell')}>{sign(_sign_of(session), dress)}&nbsp;{text(phase_words(session, now))}</td>"
         f"{cells}</tr>"
     )
 
@@ -98,7 +99,8 @@ def _folded(session: SessionStatus, dress: Dress) -> str:
     words, name = plural(len(session.workers), "worker"), text(session.session)
     others = sum(column.percent for column in COLUMNS[:-4])
     rows = "".join(
-        f'<tr><th scope="row"{dress("cell", _width(dress, others))}>{text(worker.name)}</th>'
+        f'<tr><th scope="row"{dress("cell", _width(dress, others))}>{text(worker.name)}'
+        + (f" <span{dress('label')}>paused</span></th>" if worker.is_paused else "</th>")
         + "".join(
             f"<td{dress('cell-r', _width(dress, column.percent))}>{cell}</td>"
             for column, cell in zip(COLUMNS[-4:], _reported(worker, dress), strict=True)
@@ -112,6 +114,11 @@ def _folded(session: SessionStatus, dress: Dress) -> str:
         f'<table aria-label="Workers of session {name}"{dress("table")}><tbody>{rows}</tbody></table>'
         "</details></td></tr>"
     )
+
+
+def _sign_of(session: SessionStatus) -> str:
+    """The state whose sign a session has: a paused worker is as far from well as a cluster that lacks some."""
+    return "degraded" if session.state == "running" and session.is_paused else session.state
 
 
 def _reported(worker: SessionStatus | WorkerFigures, dress: Dress) -> tuple[str, str, str, str]:

@@ -13,7 +13,8 @@ from cml_dask_magics.display.html.looks import classed
 from cml_dask_magics.display.html.table import COLUMNS, Column, table
 from cml_dask_magics.display.listing import PAGE_ROWS, Chosen, Wanted, choose
 from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, show
-from cml_dask_magics.model.status import ClusterStatus, unit
+from cml_dask_magics.model.status import ClusterStatus
+from cml_dask_magics.model.words import unit
 
 _FILTER_FROM = 8
 """With fewer workers there is no filter."""

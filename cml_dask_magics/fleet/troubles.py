@@ -1,0 +1,136 @@
+"""Writes what went wrong with a cluster's workers into its record: once, whichever kernels hear of it."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Collection, Set
+from dataclasses import replace
+
+from cml_dask_magics.fleet.fleet import Fleet, end_words
+from cml_dask_magics.model.record import Record, SessionRecord, TroubleRecord
+from cml_dask_magics.model.trouble import (
+    SHOWN_S,
+    GivenUp,
+    Trouble,
+    death_words,
+    given_up_words,
+    is_news,
+    is_news_of,
+    memory_words,
+)
+
+_NANNYS_WORDS = re.compile(r"Worker process \d+ (was killed by signal \d+|exited with status \d+)")
+_READ_LINES = 50  # a worker that starts anew prints some after them
+
+
+class Troubles:
+    """What one kernel writes down of the troubles that a cluster's scheduler tells.
+
+    All methods block and may be called from any thread.
+
+    Parameters
+    ----------
+    fleet : Fleet
+        The cluster's sessions.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._lock = threading.Lock()
+        # Since when this kernel knows of a death whose cause is not clear; and what it has written down out of turn.
+        self._heard_at: dict[int, float] = {}
+        self._written: set[int] = set()
+
+    def write(self, troubles: Collection[Trouble], connected: Set[str]) -> None:
+        """Write down what is new and clear; to be called again while the scheduler tells of others.
+
+        Parameters
+        ----------
+        troubles : collection of Trouble
+            All that the scheduler told of, oldest first.
+        connected : set of str
+            Names of the workers that are connected.
+        """
+        with self._lock:
+            new = [trouble for trouble in troubles if not self._is_written(trouble)]
+            clear = [trouble for trouble in new if self._is_clear(trouble, connected)]
+            if not clear:
+                return
+            self._written.update(trouble.number for trouble in clear)
+            waiting = [trouble.number for trouble in new if trouble not in clear]
+            written = (min(waiting) if waiting else max(self._written) + 1) - 1
+
+            def change(record: Record) -> Record:
+                for trouble in clear:
+                    record = self._with_trouble(record, trouble, connected)
+                return replace(record, troubles_written=max(record.troubles_written, written))
+
+            self._fleet.journal.note(change)
+
+    def _is_written(self, trouble: Trouble) -> bool:
+        return trouble.number <= self._fleet.record.troubles_written or trouble.number in self._written
+
+    def _is_clear(self, trouble: Trouble, connected: Set[str]) -> bool:
+        """Whether it is known how a worker died, or will not be known any more."""
+        fleet = self._fleet
+        if trouble.kind != "died" or trouble.over_memory or trouble.worker in connected:
+            return True
+        if fleet.ended_as(fleet.session_of(trouble.worker)):
+            return True
+        if trouble.number not in self._heard_at:
+            self._heard_at[trouble.number] = time.monotonic()
+            fleet.pool.look_now()
+        return time.monotonic() - self._heard_at[trouble.number] > fleet.times.unclear_s
+
+    def _with_trouble(self, record: Record, trouble: Trouble, connected: Set[str]) -> Record:
+        """The record with what is to be said of a trouble."""
+        session = self._fleet.session_of(trouble.worker)
+        on_record = next((each for each in record.sessions if each.id == session), None)
+        ended = self._fleet.ended_as(session)
+        if _was_told_to_end(record, on_record) or ended == "stopped":
+            return record
+        if trouble.kind != "died":
+            return _with_sentence(record, trouble, memory_words(trouble), is_news(trouble))
+        is_back = trouble.worker in connected
+        words = death_words(trouble, record.name, session, ended, is_back, self._how_it_died(session))
+        if ended:  # this says more
+            plain = end_words(session, "worker", ended)
+            record = replace(record, events=tuple(event for event in record.events if event[1] != plain))
+        record = _with_sentence(record, trouble, words, is_event=bool(ended) or is_news(trouble))
+        for given_up in trouble.given_up:
+            by_platform = self._ended_for_memory(given_up)
+            words = given_up_words(given_up, trouble.limit_bytes, record.name, session, by_platform)
+            record = _with_sentence(record, trouble, words, is_news_of(given_up))
+        return record
+
+    def _how_it_died(self, session: str) -> str:
+        """How a worker's process ended, as its nanny printed it last."""
+        printed = _NANNYS_WORDS.findall("\n".join(self._fleet.tail(session, _READ_LINES)))
+        return printed[-1] if printed else "died"
+
+    def _ended_for_memory(self, given_up: GivenUp) -> int:
+        """How many of the workers over which tasks were given up the platform had ended, as it does for memory."""
+        sessions = {self._fleet.session_of(worker) for worker in given_up.workers}
+        return sum(self._fleet.ended_as(session) == "failed" for session in sessions)
+
+
+def _was_told_to_end(record: Record, session: SessionRecord | None) -> bool:
+    return record.state in ("stopping", "lost") or (session is not None and session.stopping_at is not None)
+
+
+def _with_sentence(record: Record, trouble: Trouble, sentence: str, is_event: bool) -> Record:
+    """The record with a sentence as an event and as the trouble that is shown; what is said already is not repeated."""
+    said = [message for at, message in record.events if abs(trouble.at - at) < SHOWN_S]
+    if is_event and _what(sentence) not in map(_what, said):
+        record = record.with_event(sentence, trouble.at)
+    elif record.trouble is not None and _what(record.trouble.message) != _what(sentence):  # says more than one more
+        return record
+    paused = trouble.worker if trouble.kind in ("paused", "stuck") else ""
+    return replace(record, trouble=TroubleRecord(trouble.at, sentence, paused))
+
+
+def _what(sentence: str) -> str:
+    """What happened, without figures that differ from one time to the next."""
+    return re.split("; |, as ", sentence)[0]

@@ -1,0 +1,39 @@
+"""Sizes and numbers in words, as every folder says them."""
+
+from __future__ import annotations
+
+_UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 worker``, ``1,000 workers``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def unit(processes: int) -> str:
+    """What a cluster is counted in: a session with one worker in it is simply called a worker."""
+    return "session" if processes > 1 else "worker"
+
+
+def counted(n: int, processes: int) -> str:
+    """``1 worker``, ``2 workers``; with several workers in a session ``2 sessions of 4 workers``."""
+    words = plural(n, unit(processes))
+    return f"{words} of {processes} workers" if processes > 1 else words
+
+
+def format_bytes(size: float) -> str:
+    """``1.5 GiB``, ``96 MiB``: at most three digits."""
+    for name, factor in _UNITS:
+        if size >= factor:
+            value = size / factor
+            return f"{value:.0f} {name}" if value >= 99.95 else f"{value:.1f}".removesuffix(".0") + f" {name}"
+    return f"{max(size, 0):.0f} B"
+
+
+def format_memory(used_bytes: int, limit_bytes: int, between: str = " / ") -> str:
+    """Memory in use and its limit, if there is one: ``96 MiB / 2 GiB``, ``1.5 / 2 GiB``."""
+    used = format_bytes(used_bytes)
+    if not limit_bytes:
+        return used
+    limit = format_bytes(limit_bytes)
+    return f"{used.removesuffix(limit[limit.index(' ') :])}{between}{limit}"
