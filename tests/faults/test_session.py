@@ -59,6 +59,24 @@ def test_killed_for_memory_in_the_middle_of_a_computation(notebook: Faulty) -> N
 
 
 @pytest.mark.long
+def test_goes_over_its_memory_with_a_process_that_a_task_started(notebook: Faulty) -> None:
+    """No nanny sees that, the platform does: the status says that it ended the session, why, and what helps."""
+    if not notebook.workspace.memory_limits:
+        pytest.skip("memory can be limited only where control groups can be made")
+    notebook.run("%dask_up 1 --memory 1")
+    (victim,) = notebook.running("worker")
+    greed = "x = b'x' * 1_200_000_000; import time; time.sleep(60)"
+    notebook.run(f"import subprocess, sys\nargv = [sys.executable, '-c', {greed!r}]")
+    notebook.run("future = client.submit(subprocess.run, argv, key='greed')")
+    notebook.await_told(
+        f"session {victim} was ended by the platform (failed), as happens to one that goes over its memory",
+        "1 task runs again: give workers more memory (--memory) or smaller pieces",
+    )
+    notebook.run("future.cancel()")
+    notebook.run("%dask_down")
+
+
+@pytest.mark.long
 def test_what_takes_its_place_dies_before_dask_again_and_again(notebook: Faulty) -> None:
     """After three in a row no more are launched; the status says why, and `%dask_up` tries again."""
     notebook.run("%dask_up 1")
