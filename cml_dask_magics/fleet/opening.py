@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.inheritance import write_inheritance
+from cml_dask_magics.fleet.sizes import check_worker_memory, fitted_together
 from cml_dask_magics.model.record import Record
 from cml_dask_magics.model.settings import (
     OPTIONS,
@@ -49,7 +50,8 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     Raises
     ------
     ValueError
-        If the dashboard would have no port, or the platform does not take the setting ``launch-options``.
+        If the dashboard would have no port, workers would have too little memory, or the platform does not take the
+        setting ``launch-options``.
     NameTakenError
         If a cluster of that name is alive.
     RuntimeError
@@ -65,6 +67,8 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
         dead.end()
     asked, settings = settings, what_fits(settings, platform)
     notes = _notes_on(asked, settings, spelled)
+    settings, more = fitted_together(settings, platform, spelled)
+    notes += more + check_worker_memory(settings, platform, spelled)
     if settings.scheduler_here and platform.session and not dashboard_port_is_free():
         notes.append(
             f"the cluster has no dashboard: port {os.environ.get('CDSW_READONLY_PORT')} of this session, which the "

@@ -200,6 +200,33 @@ def test_each_control_does_what_it_says(notebook: Notebook, tmp_path: Path) -> N
         workspace.wait_until(lambda: not workspace.alive(), 30)
 
 
+def test_the_workers_of_a_session_unfold_by_the_keyboard_and_stay_so(notebook: Notebook, tmp_path: Path) -> None:
+    write_notebook(tmp_path / "panel.ipynb", ["%load_ext cml_dask_magics\n%dask_up 1 --cpu 2 --memory 3 --processes 2"])
+    with jupyter(notebook.session, tmp_path) as address, browser_page() as page:
+        page.goto(f"{address}/lab/tree/panel.ipynb")
+        run_all(page)
+        panel = page.locator(".cdm-panel").first
+        panel.get_by_text("1 of 1 session, 2 workers").first.wait_for()
+        (session,) = [one.id for one in notebook.workspace.sessions() if one.alive and "--nworkers" in one.code]
+        worker = panel.get_by_text(f"{session}-1", exact=True)
+        assert not worker.is_visible()
+        panel.locator("summary").focus()
+        page.keyboard.press("Enter")
+        worker.wait_for()
+        # Drawn anew, as the worker's figures change.
+        drawn = worker.element_handle()
+        page.wait_for_function("row => !row.isConnected", arg=drawn)
+        assert worker.is_visible()
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == f"2 workers of session {session}"
+        page.keyboard.press("Enter")
+        worker.wait_for(state="hidden")
+        page.wait_for_timeout(2500)
+        assert not worker.is_visible(), "nor does the next drawing unfold it"
+        press(panel, "Stop")
+        press(panel, "Stop them")
+        page.get_by_text("Stopped cluster 'default'").first.wait_for()
+
+
 def test_several_clusters_are_one_list_that_follows_them(notebook: Notebook, tmp_path: Path) -> None:
     cells = [
         "%load_ext cml_dask_magics\n%dask_up 1 --name first",

@@ -14,7 +14,7 @@ from typing import Any
 
 import ipywidgets
 import pytest
-from support.statuses import NASTY, NOW, Page, cluster, history, starting, worker
+from support.statuses import NASTY, NOW, Page, cluster, history, several, starting, worker
 
 from cml_dask_magics.display.actions import PanelActions
 from cml_dask_magics.display.html.table import COLUMNS
@@ -431,6 +431,15 @@ def test_adaptive_scaling_is_asked_for_and_shown(full: Panel, actions: FakeActio
     until(lambda: actions.calls == ["adapt 2 8"])
     full.draw(cluster(adapt=(2, 8)), NOW)
     assert "on: 2 to 8 workers" in words(full)
+
+
+def test_a_cluster_of_several_workers_a_session_is_scaled_in_sessions(full: Panel, actions: FakeActions) -> None:
+    full.draw(cluster(requested=2, processes=4, workers=(several(0), several(1))), NOW)
+    descriptions = [widget.description for widget in widgets(full) if isinstance(widget, ipywidgets.BoundedIntText)]
+    assert "Sessions" in descriptions and "Workers" not in descriptions
+    assert "2 of 2 sessions, 8 workers" in words(full) and "4 workers" in words(full).replace("8 workers", "")
+    button(full, "Stop").click()
+    assert "Stop 2 sessions and the scheduler?" in words(full)
 
 
 def test_a_worker_that_hangs_can_be_picked_and_restarted(full: Panel, actions: FakeActions) -> None:

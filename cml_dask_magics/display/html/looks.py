@@ -51,6 +51,7 @@ _LOOKS = {
     "cell-r": "padding:3px 8px 3px 0;text-align:right;vertical-align:middle;white-space:nowrap;"
     "font-variant-numeric:tabular-nums;line-height:1.25",
     "id": "display:inline-block;min-width:9ch;font:12px var(--jp-code-font-family,monospace);overflow-wrap:anywhere",
+    "fold": f"color:{_FAINT};font-size:11px;cursor:pointer",
     "events": f"list-style:none;margin:6px 0 0;padding:6px 0 0;border-top:{_LINE};color:{_FAINT}",
     "event": "margin:0;padding:0;overflow-wrap:anywhere;white-space:pre-wrap",
     "when": "font-variant-numeric:tabular-nums;margin-right:10px",

@@ -1,5 +1,5 @@
 // What the panel does on the page itself, without asking the kernel: it copies an address that is clicked, and keeps
-// the focus where it was when a refresh replaces what had it. Runs as an event handler inside the panel, each time that
+// the focus where it was, and unfolded what was unfolded, when a refresh replaces it. Runs as an event handler inside the panel, each time that
 // the panel is put on the page.
 
 const panel = this.closest('.cdm-panel');
@@ -40,6 +40,11 @@ if (panel && !panel.cdmReady) {
 
   // A browser takes the focus from an element that goes. The observer runs before the next key can be pressed. What
   // loses the focus and is still on the page lost it to somebody.
+  const unfolded = new Set();
+  panel.addEventListener('toggle', event => {
+    const {open, dataset} = event.target;
+    open ? unfolded.add(dataset.session) : unfolded.delete(dataset.session);
+  }, true);
   const words = element => element.getAttribute('aria-label') || element.textContent;
   let focused = null;
   panel.addEventListener('focusin', event => {
@@ -50,8 +55,9 @@ if (panel && !panel.cdmReady) {
     if (left && focused === event.target) focused = null;
   }));
   new MutationObserver(() => {
+    for (const fold of panel.querySelectorAll('details')) fold.open ||= unfolded.has(fold.dataset.session);
     if (!focused || focused.isConnected) return;
-    const candidates = [...panel.querySelectorAll('.widget-html-content :is(a, [tabindex])')];
+    const candidates = [...panel.querySelectorAll('.widget-html-content :is(a, summary, [tabindex])')];
     const same = candidates.find(candidate => words(candidate) === words(focused));
     focused = null;
     same && same.focus({preventScroll: true});
