@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,39 @@ def test_the_panel_is_seen_starting_scales_stops_and_survives_a_reload(
             assert page.get_by_text("Stopped cluster 'default': 4 sessions").first.is_visible(), "and it stays"
     finally:
         workspace.configure(start_delay_s=0.5)
+
+
+LONG = "import time\nbegan = time.time()\nwhile time.time() < began + 25: time.sleep(0.05)\nprint('it took its time')"
+
+
+def test_buttons_work_while_a_cell_computes(notebook: Notebook, tmp_path: Path) -> None:
+    """On kernels that have subshells (ipykernel 7); the others say that a click has to wait."""
+    workspace = notebook.workspace
+    write_notebook(tmp_path / "panel.ipynb", ["%load_ext cml_dask_magics\n%dask_up 1", LONG])
+    with jupyter(notebook.session, tmp_path) as address, browser_page() as page:
+        page.goto(f"{address}/lab/tree/panel.ipynb")
+        run_all(page)
+        panel = page.locator(".cdm-panel").first
+        panel.get_by_text("1 of 1 workers").or_(panel.get_by_text("1 of 1 worker")).first.wait_for()
+        running = page.locator(".jp-Cell >> nth=1").locator(".jp-InputPrompt", has_text="[*]")
+        running.wait_for()
+        page.wait_for_timeout(3000)
+        if int(version("ipykernel").partition(".")[0]) < 7:
+            panel.get_by_text("buttons act when the cell is done").wait_for()
+            press(panel, "Scale")
+            page.get_by_text("Pressed: it acts when the cell is done").wait_for()
+            running.wait_for(state="detached")
+            return
+        assert not panel.get_by_text("buttons act when the cell is done").is_visible()
+        panel.locator("input[type=number]").first.fill("2")
+        press(panel, "Scale")
+        panel.get_by_text("2 of 2 workers").first.wait_for()
+        assert running.is_visible(), "it worked while the cell ran"
+        press(panel, "Stop")
+        press(panel, "Stop them")
+        page.get_by_text("Stopped cluster 'default': 3 sessions").first.wait_for()
+        assert running.is_visible() and not workspace.alive()
+        page.get_by_text("it took its time").wait_for()
 
 
 CROWD = """
