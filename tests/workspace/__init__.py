@@ -5,12 +5,13 @@ from .kernel import Kernel, KernelDiedError, Run
 from .leftovers import remove_leftovers
 from .network import NetworkError
 from .notebook import Session
-from .settings import Limits
+from .settings import ON_PREMISES, Limits
 from .truth import Call, SessionTruth
 from .workspace import Workspace
 
 __all__ = [
     "FAULTS",
+    "ON_PREMISES",
     "Call",
     "Kernel",
     "KernelDiedError",

@@ -1,4 +1,4 @@
-"""Removes what workspaces left behind whose server is gone: processes, namespaces, folders."""
+"""Removes what workspaces left behind whose server is gone: processes, namespaces, control groups, folders."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from . import processes
+from .memory import remove_groups, workspaces_with_groups
 from .network import NETNS_FOLDER, delete_namespaces, namespaces
 
 NAME = re.compile(r"simws-[0-9a-f]{8}")
@@ -20,6 +21,7 @@ FOLDER = Path("/tmp")
 def remove_leftovers() -> list[str]:
     """Remove every workspace of this machine that has no server any more; return their names."""
     names = {match[0] for name in namespaces("simws-") if (match := NAME.match(name))}
+    names |= workspaces_with_groups()
     names |= {path.name for path in FOLDER.glob("simws-*") if NAME.fullmatch(path.name) and _is_stale(path)}
     if not names:
         return []
@@ -32,7 +34,7 @@ def remove_leftovers() -> list[str]:
 
 
 def remove_workspace(name: str) -> None:
-    """Kill what lives in the workspace's namespaces, then delete them."""
+    """Kill what lives in the workspace's namespaces, then delete them and its control groups."""
     inodes = {}
     for namespace in namespaces(f"{name}-"):
         with contextlib.suppress(OSError):
@@ -45,6 +47,7 @@ def remove_workspace(name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         processes.kill_environment("SIM_WORKSPACE_SOCKET", socket, spare={os.getpid()})
     delete_namespaces(name)
+    remove_groups(name)
 
 
 def _served() -> set[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .kernel import Kernel
+from .memory import join_command
 
 if TYPE_CHECKING:
     from .truth import SessionTruth
@@ -86,4 +87,4 @@ class Session:
         if self.workspace.isolation == "processes":
             return ["setsid", "--wait", *settled], truth.environment
         enter = ["nsenter", f"--target={truth.init_pid}", "--net", "--pid", "--mount", "--uts", "--ipc"]
-        return [*enter, "setsid", "--wait", *settled], truth.environment
+        return [*join_command(truth.memory_group), *enter, "setsid", "--wait", *settled], truth.environment

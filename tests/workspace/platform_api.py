@@ -65,6 +65,7 @@ class PlatformAPI:
 
     def _launch(self, caller: str, request: dict[str, Any]) -> Reply:
         call = self._log("launch", caller)
+        call["given"] = request
         code = str(request.get("code") or "")
 
         def take(name: str, session: str | None = None) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 Run as a script (`pod_init.py MODE HOSTNAME [COMMAND ...]`) with the lifeline, a pipe that only the server holds open,
 as standard input: a byte on it means "stop", its end means "die at once". No command: the pod lives until told.
+When memory runs out the kernel shall kill this process: with process 1 all others of the pod die at the same moment.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import processes
 
 def main() -> int:
     """Run the pod; return the command's exit status."""
+    os.dup2(1, 2)
     mode, hostname, *argv = sys.argv[1:]
     isolated = mode == "namespaces"
     if isolated:
@@ -31,6 +33,8 @@ def main() -> int:
     with Path(os.devnull).open() as null:
         os.dup2(null.fileno(), 0)
     main_pid = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True).pid if argv else -1
+    if isolated:
+        Path("/proc/self/oom_score_adj").write_text("1000")  # not before: a child would have it, too
 
     stopping, status = False, 0
     while True:
@@ -61,13 +65,18 @@ def main() -> int:
 
 
 def _furnish(hostname: str) -> None:
-    """Give the pod its own name, known to its hosts file, no name server, and its own shared memory."""
+    """Give the pod its own name, known to its hosts file, no name server, and its own shared memory.
+
+    Where its memory is limited, it sees the limit as its own.
+    """
     socket.sethostname(hostname)
     folder = Path(os.environ["SIM_POD_FOLDER"])
     for name in ("hosts", "resolv.conf"):
         if Path("/etc", name).exists():
             subprocess.run(["mount", "--bind", str(folder / name), f"/etc/{name}"], check=False)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=False)
+    if (folder / "memory.sh").exists():
+        subprocess.run(["sh", "-e", str(folder / "memory.sh")], check=True)
 
 
 def _terminate(isolated: bool) -> None:

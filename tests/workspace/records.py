@@ -6,12 +6,14 @@ import datetime
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .network import Place
 from .pods import Pod
-from .settings import Settings
+from .settings import RELEASES, Settings
 
+GPU_FOLDER = Path(__file__).resolve().parent / "gpu"
 DOMAIN = "ml-sim.example.site"
 ENDED = frozenset({"succeeded", "failed", "stopped", "timedout"})
 
@@ -48,9 +50,14 @@ class Record:
         return self.status in ENDED
 
     @property
+    def name(self) -> str:
+        """What the platform's own list shows beside the session, on releases that have it."""
+        return str(self.launch.get("name") or "")
+
+    @property
     def holds_room(self) -> bool:
-        """Whether the session takes from the workspace's capacity."""
-        return not self.ended and bool(self.launched_by) and self.status != "scheduling"
+        """Whether the session has got what it was asked for with: it does not wait for it, and is not over."""
+        return not self.ended and self.status != "scheduling"
 
     def public(self, settings: Settings) -> dict[str, Any]:
         """Return the session as `list_workers` shows it."""
@@ -60,7 +67,7 @@ class Record:
         shown: dict[str, Any] = {
             "id": self.id,
             "status": self.status,
-            "app_url": f"https://{self.id}.{DOMAIN}" + ("/" if settings.app_url_slash else ""),
+            "app_url": f"{settings.app_url_scheme}://{self.id}.{DOMAIN}" + ("/" if settings.app_url_slash else ""),
             "created_at": _stamp(self.created_at),
             "running_at": _stamp(self.running_at),
             "finished_at": _stamp(self.finished_at),
@@ -75,6 +82,7 @@ class Record:
         """Return everything about the session, for the test; `pids` are its living processes."""
         return {
             "id": self.id,
+            "name": self.name,
             "status": self.status,
             "launched_by": self.launched_by,
             "foreign": self.foreign,
@@ -83,6 +91,8 @@ class Record:
             "cpu": self.cpu,
             "memory": self.memory,
             "gpu": self.gpu,
+            "memory_limit": self.pod.memory_limit if self.pod else 0,
+            "memory_group": self.pod.group_path if self.pod else "",
             "code": self.code,
             "launch": self.launch,
             "environment": self.environment,
@@ -120,8 +130,14 @@ def environment(
         "SIM_WORKSPACE_SOCKET": f"{settings.root}/socket",
         "SIM_SHARED_HOME": settings.home,
         "SIM_NFS_NEGATIVE_SECONDS": str(settings.nfs_negative_s),
+        "SIM_LAUNCH_KEYWORDS": ",".join(RELEASES[settings.release]),
         **settings.environment,
     }
+
+
+def with_gpus(variables: dict[str, str], gpus: int) -> dict[str, str]:
+    """Return the environment of a session that has so many GPUs: where there is one, `nvidia-smi` lists them."""
+    return {**variables, "PATH": f"{GPU_FOLDER}:{variables['PATH']}", "SIM_GPUS": str(gpus)} if gpus else variables
 
 
 def _stamp(seconds: float | None) -> str | None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from .control_api import ControlAPI
 from .faults import Faults
+from .memory import open_groups
 from .network import open_network
 from .platform_api import PlatformAPI, Reply, Reset
 from .settings import Settings
@@ -86,16 +87,21 @@ def main(settings_file: str) -> None:
         signal.signal(number, lambda *_: finished.set())
     faults = Faults()
     network = open_network(settings.name, settings.isolation)
-    table = Table(settings, network, faults)
+    groups, why = None, "they are switched off"
+    if network.isolation == "namespaces" and settings.memory_limits:
+        groups, why = open_groups(settings.name)
+    table = Table(settings, network, groups, faults)
     platform = PlatformAPI(table, faults)
     server = _Server(f"{settings.root}/socket", platform, ControlAPI(table, faults, platform, finished))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
     threading.Thread(target=_watch_parent, args=(os.getppid(), finished), daemon=True).start()
     threading.Thread(target=_watch_input, args=(finished,), daemon=True).start()
-    print(json.dumps({"isolation": network.isolation}), flush=True)
+    print(json.dumps({"isolation": network.isolation, "memory_limits": groups is not None, "why": why}), flush=True)
     finished.wait()
     table.close()
     network.close()
+    if groups:
+        groups.close()
     shutil.rmtree(settings.root, ignore_errors=True)  # nobody else will where the test was killed
 
 

@@ -9,11 +9,21 @@ from typing import Any, Literal
 
 Module = Literal["cml", "cdsw", "none"]
 Isolation = Literal["auto", "namespaces", "processes"]
+Release = Literal["oldest", "newer", "named", "newest"]
+
+# What `launch_workers` takes besides, from release to release.
+_LABELS = ("accelerator_label_id", "resource_profile_id", "resource_group_id")
+RELEASES: dict[Release, tuple[str, ...]] = {
+    "oldest": (),
+    "newer": _LABELS,
+    "named": (*_LABELS, "name"),
+    "newest": (*_LABELS, "name", "rdma_network_selections"),
+}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds over all launched sessions that are alive; None is no bound."""
+    """Upper bounds over sessions that are alive; None is no bound."""
 
     sessions: int | None = None
     cores: float | None = None
@@ -23,6 +33,10 @@ class Limits:
         """Say whether that many sessions, cores and GiB together stay within the bounds."""
         used = ((sessions, self.sessions), (cores, self.cores), (gib, self.gib))
         return all(bound is None or amount <= bound for amount, bound in used)
+
+
+ON_PREMISES = Limits(cores=2, gib=8)  # what a user has in all unless an administrator gave more
+_LIMITS = ("quota", "capacity", "user_quota")
 
 
 @dataclass(frozen=True)
@@ -38,15 +52,23 @@ class Settings:
     python_path: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     seed: int | None = None
+    memory_limits: bool = True
     start_delay_s: float = 0.5
     start_jitter: float = 0.2
     address_delay_s: float = 0.1
     stop_grace_s: float = 2.0
     nfs_negative_s: float = 20.0
     app_url_slash: bool = True
+    app_url_scheme: Literal["https", "http"] = "https"
     bare_list: bool = False
     quota: Limits = Limits()
     capacity: Limits = Limits()
+    user_quota: Limits = Limits()
+    opened_cpu: float = 1.0
+    opened_memory: float = 8.0
+    memory_look: Literal["host", "v1", "v2"] = "host"
+    release: Release = "newer"
+    notices: str = ""
 
     def to_json(self) -> str:
         """Return the settings as a JSON document."""
@@ -55,7 +77,7 @@ class Settings:
     def changed(self, changes: dict[str, Any]) -> Settings:
         """Return a copy with `changes`, which may come from JSON; unknown names raise TypeError."""
         changes = dict(changes)
-        for name in ("quota", "capacity"):
+        for name in _LIMITS:
             if isinstance(changes.get(name), dict):
                 changes[name] = Limits(**changes[name])
         return dataclasses.replace(self, **changes)
@@ -64,6 +86,6 @@ class Settings:
     def from_json(cls, text: str) -> Settings:
         """Read what `to_json` wrote."""
         values = json.loads(text)
-        values["quota"], values["capacity"] = Limits(**values["quota"]), Limits(**values["capacity"])
+        values.update({name: Limits(**values[name]) for name in _LIMITS})
         values["python_path"] = tuple(values["python_path"])
         return cls(**values)

@@ -11,9 +11,10 @@ from typing import Any
 
 from . import processes
 from .faults import Faults
+from .memory import MemoryGroups
 from .network import Network
 from .pods import Pod, session_argv
-from .records import Record, environment
+from .records import Record, environment, with_gpus
 from .settings import Settings
 
 
@@ -24,9 +25,10 @@ class Refused(Exception):  # noqa: N818 (an answer, not an error of ours)
 class Table:
     """All sessions of one workspace; safe to use from many threads."""
 
-    def __init__(self, settings: Settings, network: Network, faults: Faults) -> None:
+    def __init__(self, settings: Settings, network: Network, groups: MemoryGroups | None, faults: Faults) -> None:
         self.settings = settings
         self._network = network
+        self._groups = groups
         self._faults = faults
         self._random = random.Random(settings.seed)
         self._records: dict[str, Record] = {}
@@ -36,7 +38,8 @@ class Table:
     def open(self, python: str) -> Record:
         """Start a session that a person opened, ready at once."""
         with self._changed:
-            record = self._new("", {"cpu": 2, "memory": 4}, python=python)
+            size = {"cpu": self.settings.opened_cpu, "memory": self.settings.opened_memory}
+            record = self._new("", size, python=python)
         self._run(record, [])
         assert record.pod is not None
         record.pod.await_furnished()
@@ -50,7 +53,8 @@ class Table:
             master = self._records.get(caller)
             if master is None or master.ended:
                 raise Refused(f"unknown session {caller!r}")
-            if self._closing or not self.settings.quota.allow(*self._sum("quota", request)):
+            used = [record for record in self._records.values() if record.launched_by and not record.ended]
+            if self._closing or not self.settings.quota.allow(*_sum(used, request)):
                 raise Refused("quota exceeded: the workspace has no room for another session of this size")
             # What a worker launches belongs to its master, as the published client asks for it.
             record = self._new(master.launched_by or caller, request, foreign=foreign)
@@ -127,6 +131,8 @@ class Table:
         variables = environment(
             self.settings, python, session, place.address, master, above.place.address if above else ""
         )
+        gpus = int(request.get("nvidia_gpu") or 0)
+        variables = with_gpus(variables, gpus)
         variables.update({name: str(value) for name, value in (request.get("env") or {}).items()})
         record = Record(
             session,
@@ -134,7 +140,7 @@ class Table:
             place,
             float(request["cpu"]),
             float(request["memory"]),
-            int(request.get("nvidia_gpu") or 0),
+            gpus,
             self._code(request),
             request,
             variables,
@@ -152,17 +158,6 @@ class Table:
     def _code(self, request: dict[str, Any]) -> str:
         script = request.get("script")
         return Path(self.settings.home, script).read_text() if script else str(request.get("code") or "")
-
-    def _sum(self, kind: str, request: dict[str, Any]) -> tuple[int, float, float]:
-        """Return sessions, cores and GiB in use with one more session; a quota counts those that wait, too."""
-        used = [
-            record
-            for record in self._records.values()
-            if record.launched_by and not record.ended and (kind == "quota" or record.holds_room)
-        ]
-        cores = sum(record.cpu for record in used) + float(request["cpu"])
-        gib = sum(record.memory for record in used) + float(request["memory"])
-        return len(used) + 1, cores, gib
 
     def _live(self, record: Record) -> None:
         settings = self.settings
@@ -182,7 +177,7 @@ class Table:
             record.stop.wait(record.faults["dies_before_code"].get("after_s", 0.2))
             return self._end(record, "failed")
         try:
-            argv = session_argv(record.python, Path(settings.root), record.id, record.code)
+            argv = session_argv(record.python, Path(settings.root), record.id, record.code, settings.notices)
             self._run(record, argv)
         except Exception:
             self._end(record, "failed")
@@ -199,19 +194,25 @@ class Table:
         return self._follow(record)
 
     def _await_room(self, record: Record) -> None:
-        """Wait in `scheduling` until the workspace has room, then take it by leaving that status."""
-        size = {"cpu": record.cpu, "memory": record.memory}
+        """Wait in `scheduling` for room in the workspace and in the user's quota; leaving that status takes it."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: record.stop.is_set() or self.settings.capacity.allow(*self._sum("capacity", size))
-            )
+            self._changed.wait_for(lambda: record.stop.is_set() or self._has_room(record))
             if not record.stop.is_set():
                 record.status = "starting"
+
+    def _has_room(self, record: Record) -> bool:
+        size = {"cpu": record.cpu, "memory": record.memory}
+        the_user_s = [one for one in self._records.values() if one.holds_room]
+        launched = [one for one in the_user_s if one.launched_by]
+        settings = self.settings
+        return settings.capacity.allow(*_sum(launched, size)) and settings.user_quota.allow(*_sum(the_user_s, size))
 
     def _run(self, record: Record, argv: list[str]) -> None:
         root = Path(self.settings.root)
         variables = dict(record.environment)
-        pod = Pod(self._network, record.place, record.id, root, variables, self.settings.home, argv)
+        group = self._groups.make(record.id, record.memory) if self._groups else None
+        look = self.settings.memory_look
+        pod = Pod(self._network, record.place, record.id, root, variables, self.settings.home, argv, group, look)
         with record.lock:
             record.environment = variables
             record.pod = pod
@@ -223,7 +224,7 @@ class Table:
     def _follow(self, record: Record) -> None:
         assert record.pod is not None
         record.pod.wait()
-        self._end(record, record.end_status)
+        self._end(record, "failed" if record.pod.out_of_memory and not record.stop.is_set() else record.end_status)
 
     def _end(self, record: Record, status: str) -> None:
         """Show the session as ended; what it launched ends with it."""
@@ -232,3 +233,10 @@ class Table:
         for launched in self.launched_by(record.id):
             self.stop(launched)
         self.wake()
+
+
+def _sum(used: list[Record], request: dict[str, Any]) -> tuple[int, float, float]:
+    """Return the sessions in use, their cores and their GiB, with one more session."""
+    cores = sum(record.cpu for record in used) + float(request["cpu"])
+    gib = sum(record.memory for record in used) + float(request["memory"])
+    return len(used) + 1, cores, gib

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .records import ENDED
@@ -13,6 +13,7 @@ class SessionTruth:
     """A session as it really is, whatever the API says."""
 
     id: str
+    name: str
     status: str
     launched_by: str
     foreign: bool
@@ -21,6 +22,8 @@ class SessionTruth:
     cpu: float
     memory: float
     gpu: int
+    memory_limit: int  # bytes; 0 where there is none
+    memory_group: str
     code: str
     launch: dict[str, Any]
     environment: dict[str, str]
@@ -40,10 +43,14 @@ class SessionTruth:
 
 @dataclass(frozen=True)
 class Call:
-    """One request to the Workers API: `launch`, `list`, `stop` or `stop_without_ids`."""
+    """One request to the Workers API: `launch`, `list`, `stop` or `stop_without_ids`.
+
+    `given` is what a session was asked for with, whether it was launched or refused.
+    """
 
     call: str
     caller: str
     ids: tuple[str, ...]
     at: float
     message: str = ""
+    given: dict[str, Any] = field(default_factory=dict)

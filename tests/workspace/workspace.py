@@ -46,6 +46,8 @@ class Workspace:
         More variables for every session.
     seed : int, optional
         Makes ids, orders and delays the same each time.
+    memory_limits : bool
+        Whether sessions have memory limits where control groups can be made; the attribute says whether they have.
     **settings
         What `configure` takes.
     """
@@ -83,9 +85,11 @@ class Workspace:
         self._sessions: list[Session] = []
         self._closed = False
         self._server = self._start()
-        self.isolation = self._read_ready()
+        ready = self._read_ready()
+        self.isolation: str = ready["isolation"]
+        self.memory_limits: bool = ready["memory_limits"]
         self._control = Control(str(self.root / "socket"))
-        self._warn_once(isolation)
+        self._warn_once(isolation, ready["why"])
 
     # -- the notebook side -------------------------------------------------------------------------------------------
 
@@ -136,8 +140,20 @@ class Workspace:
             Seconds for which a missing file stays missing; 0 for a well-behaved file system.
         app_url_slash, bare_list : bool
             Whether `app_url` ends in a slash; whether the list shows `id` and `status` only.
+        app_url_scheme : {"https", "http"}
+            What `app_url` begins with.
         quota, capacity : Limits
             Launches above the quota are refused; sessions above the capacity stay `scheduling`.
+        user_quota : Limits
+            Sessions above it stay `scheduling`, too; opened sessions count. `ON_PREMISES` is what a user usually has.
+        opened_cpu, opened_memory : float
+            The size of sessions that a person opens.
+        memory_look : {"host", "v1", "v2"}
+            Where sessions see their memory limit: as this machine has it, or as the other version of control groups.
+        release : {"oldest", "newer", "named", "newest"}
+            Which keywords `launch_workers` has; the older module `cdsw` always has those of the oldest.
+        notices : str
+            What the runtime prints in a launched session before its code prints anything.
         """
         plain = {name: dict(vars(value)) if isinstance(value, Limits) else value for name, value in changes.items()}
         self._control.call("configure", changes=plain)
@@ -217,7 +233,7 @@ class Workspace:
     # -- beginning and end -------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Kill every process, delete every namespace and file; may be called again."""
+        """Kill every process, delete every namespace, control group and file; may be called again."""
         if self._closed:
             return
         self._closed = True
@@ -263,7 +279,7 @@ class Workspace:
                 start_new_session=True,
             )
 
-    def _read_ready(self) -> str:
+    def _read_ready(self) -> dict[str, Any]:
         assert self._server.stdout is not None
         line = self._server.stdout.readline()
         if not line:
@@ -272,17 +288,23 @@ class Workspace:
             remove_workspace(self.name)
             shutil.rmtree(self.root, ignore_errors=True)
             raise NetworkError(f"the workspace's server did not start:\n{log}")
-        isolation: str = json.loads(line)["isolation"]
-        return isolation
+        ready: dict[str, Any] = json.loads(line)
+        return ready
 
-    def _warn_once(self, asked: str) -> None:
+    def _warn_once(self, isolation: str, why_no_limits: str) -> None:
+        """Say what was asked for and cannot be had, once a process."""
         global _warned
-        if self.isolation == "processes" and asked == "auto" and not _warned:
-            _warned = True
-            warnings.warn(
-                "network namespaces cannot be made here: sessions share 127.0.0.1 and the list of processes",
-                stacklevel=3,
-            )
+        if _warned:
+            return
+        if self.isolation == "processes" and isolation == "auto":
+            lacking = "network namespaces cannot be made here: sessions share 127.0.0.1 and the list of processes, and "
+            lacking += "their memory has no limits"
+        elif self.isolation == "namespaces" and self._settings.memory_limits and not self.memory_limits:
+            lacking = f"control groups cannot be made here: the memory of sessions has no limits ({why_no_limits})"
+        else:
+            return
+        _warned = True
+        warnings.warn(lacking, stacklevel=3)
 
     def _has_output(self, session: str) -> bool:
         return (self.root / "output" / session).exists()

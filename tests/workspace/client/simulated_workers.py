@@ -7,11 +7,13 @@ everything, a stop by dict asks for a session that does not exist, waiting goes 
 from __future__ import annotations
 
 import http.client
+import inspect
 import json
 import os
 import random
 import socket
 import time
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 from urllib.parse import quote
@@ -42,7 +44,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(os.environ["SIM_WORKSPACE_SOCKET"])
 
 
-def launch_workers(
+def _oldest(
     n: int,
     cpu: float,
     memory: float,
@@ -51,24 +53,29 @@ def launch_workers(
     script: str = "",
     code: str = "",
     env: dict[str, str] = {},  # noqa: B006 (the vendor's signature)
-    accelerator_label_id: int | None = None,
-    resource_profile_id: int | None = None,
-    resource_group_id: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Ask for `n` sessions, one request each, ten at a time."""
-    body = {
-        "cpu": cpu,
-        "memory": memory,
-        "nvidia_gpu": nvidia_gpu,
-        "kernel": kernel,
-        "script": script,
-        "code": code,
-        "env": env,
-        "accelerator_label_id": accelerator_label_id,
-        "resource_profile_id": resource_profile_id,
-        "resource_group_id": resource_group_id,
-    }
-    return _together([lambda: _request("POST", "/api/workers", body).json() for _ in range(n)])
+    """What `launch_workers` takes on every release."""
+    raise NotImplementedError
+
+
+def launcher(keywords: list[str]) -> Callable[..., list[dict[str, Any]]]:
+    """Return the `launch_workers` of a release that takes these keywords, too."""
+    signature = inspect.signature(_oldest)
+    newer = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in keywords]
+    signature = signature.replace(parameters=[*signature.parameters.values(), *newer])
+
+    def launch_workers(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        """Ask for `n` sessions, one request each, ten at a time."""
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        body = dict(given.arguments)
+        return _together([lambda: _request("POST", "/api/workers", body).json() for _ in range(body.pop("n"))])
+
+    launch_workers.__signature__ = signature  # type: ignore[attr-defined]
+    return launch_workers
+
+
+launch_workers = launcher([name for name in os.environ["SIM_LAUNCH_KEYWORDS"].split(",") if name])
 
 
 def list_workers() -> list[dict[str, Any]]:

@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from simulated_workers import await_workers, list_workers, stop_workers
-from simulated_workers import launch_workers as _launch
+from simulated_workers import await_workers, launcher, list_workers, stop_workers
 
 __all__ = ["await_workers", "launch_workers", "list_workers", "stop_workers"]
 
-
-def launch_workers(
-    n: int,
-    cpu: float,
-    memory: float,
-    nvidia_gpu: int = 0,
-    kernel: str = "python3",
-    script: str = "",
-    code: str = "",
-    env: dict[str, str] = {},  # noqa: B006 (the vendor's signature)
-) -> list[dict[str, Any]]:
-    """Ask for `n` sessions."""
-    launched: list[dict[str, Any]] = _launch(n, cpu, memory, nvidia_gpu, kernel, script, code, env)
-    return launched
+launch_workers = launcher([])
