@@ -30,20 +30,21 @@ from tornado.ioloop import IOLoop
 from cml_dask_magics.cluster.callable_status import CallableStatus
 from cml_dask_magics.cluster.repeated import Repeated
 from cml_dask_magics.cluster.scaling import Scaler, SessionAdaptive
-from cml_dask_magics.cluster.scheduler import SchedulerView, WorkerFigures, figures_of
+from cml_dask_magics.cluster.scheduler import SchedulerView, figures_of
 from cml_dask_magics.cluster.shielded import run_shielded, start_shielded
 from cml_dask_magics.cluster.snapshot import dashboard_link, read_only_link, snapshot, utc
-from cml_dask_magics.cluster.start import Readiness, Start, partly_ready_message
+from cml_dask_magics.cluster.start import Readiness, Start, nobody_ready_message, partly_ready_message
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.fleet.launches import EndingError
 from cml_dask_magics.fleet.opening import claim, open_fleet
-from cml_dask_magics.fleet.shell_lines import session_of, worker_memory_limit_bytes, worker_nthreads
+from cml_dask_magics.fleet.shell_lines import worker_nthreads
+from cml_dask_magics.fleet.sizes import check_number, expected_limit_bytes, most_sessions
 from cml_dask_magics.fleet.supervisor import Seen, Supervisor, Todo
 from cml_dask_magics.fleet.troubles import Troubles
 from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.settings import Settings, as_typed, make_settings
-from cml_dask_magics.model.status import ClusterState, ClusterStatus, Ended, StatusCallback
+from cml_dask_magics.model.status import ClusterState, ClusterStatus, Ended, StatusCallback, WorkerFigures
 from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.registry.certificates import read_security
@@ -61,7 +62,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     Parameters
     ----------
     n_workers : int
-        Number of workers; 0 for a scheduler alone.
+        Number of workers, each in a session of its own; 0 for a scheduler alone. Where a session has several
+        (`processes`), this and all other numbers count sessions.
     name : str
         Up to 40 letters, digits, ``-`` and ``_``, not in use; by default a new one.
     cpu, scheduler_cpu : float
@@ -70,6 +72,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         Their memory in GiB, or with a unit (``"4096MiB"``).
     gpu : int
         GPUs of each worker's session.
+    processes : int
+        Dask workers in each session, which share its cores and memory; by default one for each GPU, or 1.
     scheduler_here : bool
         Inside CML: the scheduler as a process of this session, which leaves a small quota to the workers.
     adapt : str or (int, int)
@@ -130,6 +134,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         cpu: float | None = None,
         memory: float | str | None = None,
         gpu: int | None = None,
+        processes: int | None = None,
         scheduler_cpu: float | None = None,
         scheduler_memory: float | str | None = None,
         scheduler_here: bool | None = None,
@@ -149,10 +154,10 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         if name is None:
             name = f"cluster-{secrets.token_hex(3)}"
         settings = make_settings(
-            n_workers=n_workers, name=name, cpu=cpu, memory=memory, gpu=gpu, scheduler_cpu=scheduler_cpu,
-            scheduler_memory=scheduler_memory, scheduler_here=scheduler_here, adapt=adapt, wait=wait, timeout=timeout,
-            idle_timeout=idle_timeout,
-            env=env, dashboard_port=dashboard_port, local=local, no_tls=no_tls, background=background,
+            n_workers=n_workers, name=name, cpu=cpu, memory=memory, gpu=gpu, processes=processes,
+            scheduler_cpu=scheduler_cpu, scheduler_memory=scheduler_memory, scheduler_here=scheduler_here, adapt=adapt,
+            wait=wait, timeout=timeout, idle_timeout=idle_timeout, env=env, dashboard_port=dashboard_port, local=local,
+            no_tls=no_tls, background=background,
         )  # fmt: skip
         self._open(claim(settings, times=self.times), asynchronous, loop, on_status, new=True, shutdown_on_close=True)
         for note in self.notes:
@@ -276,20 +281,26 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     @property
     def plan(self) -> set[str]:
-        """Names of the workers that should exist, which are the ids of their sessions."""
+        """Ids of the sessions whose workers should exist; the only worker of a session is named after it."""
         return self._fleet.plan
 
-    # Dask's name for the workers that were launched: every planned session was.
+    # Dask's name for what was launched: every planned session was.
     requested = plan
 
     @property
     def observed(self) -> set[str]:
-        """Names of the workers that the scheduler knows."""
-        return {session_of(worker.name) for worker in self._connected().values()}
+        """Ids of the sessions of which the scheduler knows all workers."""
+        sessions = self.scaler.workers().items()
+        return {session for session, workers in sessions if len(workers) >= self.settings.processes}
+
+    @property
+    def session_of(self) -> Callable[[Any], str]:
+        """From a worker's name to its session."""
+        return self._fleet.session_of
 
     @property
     def wanted(self) -> int:
-        """The requested number of workers."""
+        """The requested number of sessions of workers."""
         return self._fleet.record.requested
 
     @property
@@ -330,7 +341,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         return super().get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
 
     def wait_for_workers(self, n_workers: int, timeout: float | None = None) -> Any:
-        """Wait for `n_workers` workers; see `distributed.deploy.Cluster.wait_for_workers`."""
+        """Wait for `n_workers` workers, all sessions together; see `distributed.deploy.Cluster.wait_for_workers`."""
         self._check_open()
         return super().wait_for_workers(n_workers, timeout)
 
@@ -363,7 +374,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         # Copies: other threads call this while the loop changes the originals.
         figures = dict(self._scheduler.figures)
         workers = list(self.scheduler_info["workers"].items())
-        return figures | {address: figures_of(worker) for address, worker in workers if address not in figures}
+        return figures | {address: figures_of(address, worker) for address, worker in workers if address not in figures}
 
     def _check_open(self) -> None:
         """Refuse to work on a closed cluster.
@@ -547,7 +558,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     def _warn_if_partly_ready(self, readiness: Readiness, timeout_s: float) -> None:
         missing = readiness.ready < readiness.wanted
-        self.warning = partly_ready_message(self.name, readiness, timeout_s) if missing else None
+        self.warning = partly_ready_message(self._fleet, readiness, timeout_s) if missing else None
 
     async def _report_while_starting(self) -> None:
         while True:
@@ -578,7 +589,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     # Size
 
     def scale(self, n: int = 0, memory: float | str | None = None, cores: float | None = None) -> Any:
-        """Scale the cluster to `n` workers; ends adaptive scaling.
+        """Scale the cluster to `n` workers, or sessions of workers; ends adaptive scaling.
 
         Up: launches sessions and returns when the platform has accepted them (`wait_for_workers` waits). Down: moves
         data off the workers that are removed, then ends their sessions.
@@ -586,16 +597,16 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         Parameters
         ----------
         n : int
-            Number of workers.
+            Number of workers, each in a session of its own; of sessions where each has several.
         memory : float or str
-            Total memory in bytes, or with a unit (``"24 GiB"``), if that takes more than `n` workers.
+            Total memory in bytes, or with a unit (``"24 GiB"``), if that takes more than `n`.
         cores : float
-            Total threads, if that takes more than `n` workers.
+            Total threads, if that takes more than `n`.
 
         Raises
         ------
         ValueError
-            If that is not a whole number from 0 to ``max-workers``.
+            If that is not a whole number from 0 to ``max-workers``, or more than this machine's memory has room for.
         RuntimeError
             If the platform refused a session (those of this call have been stopped), or no other worker can take the
             data.
@@ -607,17 +618,18 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             asked += f" and memory={memory!r}"
         if cores is not None:
             asked += f" and cores={cores!r}"
-        n = max([n, *self._workers_with(cores, memory, math.ceil)])
+        n = max([n, *self._sessions_with(cores, memory, math.ceil)])
         if isinstance(n, bool) or not isinstance(n, numbers.Integral) or not 0 <= n <= most:
             raise ValueError(
                 f"n must be a whole number of workers from 0 to {most} (the setting max-workers); not {asked}"
             )
+        self._check_room(int(n))
         self._stop_adapting()
         return self._run(self.scaler.to(int(n)))
 
     def scale_down(self, workers: Iterable[Any]) -> Any:
         """End the sessions of workers, by name, that Dask's `Adaptive` has retired."""
-        return self._run(self.scaler.end(list(workers)))
+        return self._run(self.scaler.end({self.session_of(name) for name in workers}))
 
     def scale_until_ready(
         self, n: int, wait: int | None, timeout_s: float, on_status: StatusCallback | None = None
@@ -629,9 +641,12 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
         Raises
         ------
+        ValueError
+            If this machine's memory has no room for so many.
         RuntimeError
             If a session was refused or died, or none connected in time.
         """
+        self._check_room(n)
         before, requested = self.plan, self.wanted
         wanted = n if wait is None else wait
 
@@ -646,7 +661,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
                     await self._start_up.wait_for(missing, began + timeout_s, ids=new)
                 await self._ask_dask()
             except TimeoutError:
-                reason = f"no worker connected within {timeout_s:g} s"
+                reason = nobody_ready_message(self._fleet, timeout_s)
                 raise StartFailedError(describe_failure(self._fleet, self.observed, reason, new)) from None
             finally:
                 reporting.cancel()
@@ -679,24 +694,30 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         maximum_memory: float | str | None = None,
         **kwargs: Any,
     ) -> Adaptive:
-        """Let Dask scale the cluster by its load, at most to ``max-workers``.
+        """Let Dask scale the cluster by its load, at most to ``max-workers`` or what this machine has room for.
 
         Parameters
         ----------
         Adaptive : type
             A subclass of `distributed.deploy.Adaptive`.
         minimum, maximum : int
-            Numbers of workers.
+            Numbers of workers, or of sessions where each has several.
         minimum_cores, maximum_cores : float
             Total threads; the narrower limit applies.
         minimum_memory, maximum_memory : float or str
             Total memory likewise, in bytes or with a unit (``"100 GiB"``).
         **kwargs
             As for `distributed.deploy.Adaptive`.
+
+        Raises
+        ------
+        ValueError
+            If this machine's memory has no room for the minimum.
         """
         self._check_open()
-        minimum = max([minimum, *self._workers_with(minimum_cores, minimum_memory, math.ceil)])
-        maximum = min([maximum, *self._workers_with(maximum_cores, maximum_memory, math.floor)])
+        minimum = max([minimum, *self._sessions_with(minimum_cores, minimum_memory, math.ceil)])
+        maximum = min([maximum, *self._sessions_with(maximum_cores, maximum_memory, math.floor)])
+        self._check_room(int(minimum))
         self._changing_adaptive = True
         try:
             adaptive = self._start_adapting(Adaptive, minimum=minimum, maximum=maximum, **kwargs)
@@ -707,18 +728,25 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         finally:
             self._changing_adaptive = False
 
-    def _workers_with(
+    def _check_room(self, n: int) -> None:
+        if n > len(self.plan):  # what is there already may stay
+            check_number(n, self.settings, self.platform)
+
+    def _sessions_with(
         self, cores: float | None, memory: float | str | None, rounded: Callable[[float], int]
     ) -> Iterator[int]:
-        """How many workers have so many threads together, and so much memory, for what is given."""
+        """How many sessions have so many threads together, and so much memory, for what is given."""
+        settings = self.settings
         if cores is not None:
-            yield rounded(cores / worker_nthreads(self.settings.cpu))
+            yield rounded(cores / (settings.processes * worker_nthreads(settings)))
         if memory is not None:
-            yield rounded(parse_bytes(memory) / worker_memory_limit_bytes(self.settings.memory_gib))
+            limits = [worker.memory_limit_bytes for worker in self._connected().values()]
+            each = sum(limits) / len(limits) if any(limits) else expected_limit_bytes(settings, self.platform)
+            yield rounded(parse_bytes(memory) / (settings.processes * each))
 
     def _start_adapting(self, Adaptive: type[Adaptive], **kwargs: Any) -> Any:  # noqa: N803 - Dask's name
         adaptive = super().adapt(Adaptive, **kwargs)
-        adaptive.maximum = int(min(adaptive.maximum, self.settings.max_workers))
+        adaptive.maximum = int(min(adaptive.maximum, most_sessions(self.settings, self.platform)))
         return adaptive
 
     def _stop_adapting(self) -> None:
@@ -755,29 +783,32 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         return self.sync(keep)
 
     def restart_worker(self, session: str) -> Any:
-        """Restart the worker process in a session; the session and the worker's name stay.
+        """Restart the worker processes of a session; the session and the workers' names stay.
 
         Raises
         ------
         RuntimeError
-            If no worker of that session is connected, or it did not come back.
+            If no worker of that session is connected, or one did not come back.
         """
         self._check_open()
         return self.sync(self._restart_worker, session)
 
     async def _restart_worker(self, session: str) -> None:
-        addresses = [address for address, worker in self._connected().items() if session_of(worker.name) == session]
+        addresses = [worker.address for worker in self.scaler.workers().get(session, ())]
         if not addresses:
             raise RuntimeError(f"no worker of session {session} is connected to cluster {self.name!r}")
         if failures := await self._scheduler.restart(addresses):
-            raise RuntimeError(f"the worker of session {session} was not restarted: {', '.join(failures)}")
-        await asyncio.to_thread(self._fleet.journal.log, f"the worker of session {session} was restarted")
+            raise RuntimeError(f"not every worker of session {session} was restarted: {', '.join(failures)}")
+        one = len(addresses) == 1
+        what = f"the {'worker' if one else f'{len(addresses)} workers'} of session {session}"
+        await asyncio.to_thread(self._fleet.journal.log, f"{what} {'was' if one else 'were'} restarted")
 
     # Steering, at intervals while this object is attached to the cluster
 
     async def _steer(self) -> None:
         """Do one round of the supervisor, and what it leaves to do."""
-        seen = Seen(self.observed, self._scheduler.silent_s, time.monotonic())
+        memory = {session: workers[0].session_memory_bytes for session, workers in self.scaler.workers().items()}
+        seen = Seen(self.observed, self._scheduler.silent_s, time.monotonic(), memory)
         try:
             await self._do(await asyncio.to_thread(self._supervisor.round, seen))
         except (GoneError, EndingError):  # the next round finds out

@@ -49,12 +49,13 @@ def report(scheduler: Any, sent: dict[str, Any]) -> dict[str, Any]:
         tasks = metrics.get("task_counts", {})
         # Whole per cent and MiB: smaller changes do not show on the screen.
         figures = (
-            worker.name,
+            str(worker.name),
             worker.nthreads,
             worker.memory_limit or 0,
+            worker.extra.get("session_memory", 0),  # see `in_session.tell_memory`
             round(metrics.get("cpu", 0)),
-            metrics.get("memory", 0) >> 20,
-            int(metrics.get("spilled_bytes", {}).get("disk", 0)) >> 20,
+            metrics.get("memory", 0) >> 20 << 20,
+            int(metrics.get("spilled_bytes", {}).get("disk", 0)) >> 20 << 20,
             tasks.get("executing", 0) + tasks.get("long-running", 0),
             worker.status.name == "paused",
         )

@@ -6,6 +6,7 @@ Dask's adaptive scaling uses it too: in one kernel only, and with pauses when th
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Callable, Collection, Mapping
@@ -15,11 +16,12 @@ from typing import Any
 
 from distributed.deploy.adaptive import Adaptive
 
-from cml_dask_magics.cluster.scheduler import SchedulerView, WorkerFigures
+from cml_dask_magics.cluster.scheduler import SchedulerView, by_session, worker_key
 from cml_dask_magics.fleet.fleet import Fleet
-from cml_dask_magics.fleet.shell_lines import session_of
 from cml_dask_magics.fleet.supervisor import Supervisor
 from cml_dask_magics.model.record import Record
+from cml_dask_magics.model.status import WorkerFigures
+from cml_dask_magics.model.words import counted
 
 
 class Scaler:
@@ -51,7 +53,7 @@ class Scaler:
         self._lock = asyncio.Lock()
 
     async def to(self, n: int) -> None:
-        """Scale to `n` workers, as the user asked.
+        """Scale to `n` sessions of workers, as the user asked.
 
         Raises
         ------
@@ -63,28 +65,34 @@ class Scaler:
             await (self._grow(n) if n >= len(self._fleet.plan) else self._shrink(n))
 
     async def trim(self) -> None:
-        """End surplus workers: sessions of a failed launch call that turned out to be ours."""
+        """End surplus sessions, of a failed launch call that turned out to be ours."""
         async with self._lock:
             if len(self._fleet.plan) > self._fleet.record.requested:  # may have changed
                 await self._shrink(self._fleet.record.requested)
 
     async def follow_load(self, n: int) -> None:
-        """Grow to `n` workers, or as many as the platform grants, for Dask's adaptive scaling."""
+        """Grow to `n` sessions, or as many as the platform grants, for Dask's adaptive scaling."""
         if await asyncio.to_thread(self._supervisor.may_launch):
             async with self._lock:
                 await asyncio.to_thread(self._supervisor.launch, n)
                 await asyncio.to_thread(self._note_load)
 
-    async def withdraw(self, workers: Collection[Any]) -> None:
-        """Put on record that Dask is about to retire workers, by name, so that their end is no loss."""
-        doomed = {session_of(worker) for worker in workers}
-        noted = partial(_scaled, n=len(self._fleet.plan - doomed), by="Dask", again=False)
-        await asyncio.to_thread(self._fleet.withdraw, doomed, noted)
+    async def let_go(self, sessions: Collection[str]) -> None:
+        """Retire the workers of sessions that Dask's adaptive scaling chose, then end the sessions."""
+        # On record first, so that their end is no loss.
+        noted = partial(self._scaled, n=len(self._fleet.plan - set(sessions)), by="Dask", again=False)
+        await asyncio.to_thread(self._fleet.withdraw, sessions, noted)
+        await self._retire(sessions, lose_data=True)  # Dask has seen to it that there is room for the data elsewhere
+        await self.end(sessions)
 
-    async def end(self, workers: Collection[Any]) -> None:
-        """End the sessions of workers, by name, that Dask has retired."""
-        await self._stop([session_of(worker) for worker in workers])
+    async def end(self, sessions: Collection[str]) -> None:
+        """End sessions whose workers Dask has retired."""
+        await self._stop(sessions)
         await asyncio.to_thread(self._note_load)
+
+    def workers(self) -> dict[str, list[WorkerFigures]]:
+        """The connected workers of each session."""
+        return by_session(self._connected().values(), self._fleet.session_of)
 
     def undo(self, before: set[str], requested: int, n: int) -> None:
         """Stop what was launched to scale to `n`, since the plan was `before` and `requested` workers were requested.
@@ -104,46 +112,49 @@ class Scaler:
             fleet.stop(new)
 
     async def _grow(self, n: int) -> None:
-        """Launch what is missing to `n` workers, all or nothing; with the lock held."""
+        """Launch what is missing to `n` sessions, all or nothing; with the lock held."""
         fleet = self._fleet
         before = fleet.record.requested
         launched = await asyncio.to_thread(fleet.launches.grow, n)
         if launched.refusals:
             came = [info.id for info in launched.sessions]
             message = await asyncio.to_thread(fleet.tidy_refusal, launched, [*launched.strays, *came])
-            raise RuntimeError(f"cluster {fleet.record.name!r} stays at {len(fleet.plan)} workers: {message}")
+            stays = counted(len(fleet.plan), fleet.settings.processes)
+            raise RuntimeError(f"cluster {fleet.record.name!r} stays at {stays}: {message}")
 
         def noted(record: Record) -> Record:
             if n == before:  # the user wants another try, whatever failed before
                 return _tried_again(record)
             # The number went on record with the new sessions. Another kernel may have changed it since.
-            return replace(_scaled(record, n, _this_kernel()), requested=record.requested if launched.sessions else n)
+            scaled = self._scaled(record, n, _this_kernel())
+            return replace(scaled, requested=record.requested if launched.sessions else n)
 
         await asyncio.to_thread(fleet.journal.update, noted)
 
     async def _shrink(self, n: int) -> None:
-        """End surplus workers down to `n`; with the lock held."""
+        """End surplus sessions down to `n`; with the lock held."""
         fleet = self._fleet
-        connected = {session_of(worker.name) for worker in self._connected().values()}
         surplus = len(fleet.plan) - n
         # First those that are not connected, then those that Dask chooses.
-        victims = sorted(fleet.plan - connected)[:surplus]
+        victims = sorted(fleet.plan - self.workers().keys())[:surplus]
         if len(victims) < surplus:
-            victims += await self._scheduler.spare(surplus - len(victims))
+            workers = (surplus - len(victims)) * fleet.settings.processes
+            spared = await self._scheduler.spare(workers, fleet.session_of)
+            victims += [session for session in spared if session in fleet.plan][: surplus - len(victims)]
             victims += sorted(fleet.plan - set(victims))[: surplus - len(victims)]
         before = fleet.record.requested
-        await asyncio.to_thread(fleet.withdraw, victims, partial(_scaled, n=n, by=_this_kernel()))
+        await asyncio.to_thread(fleet.withdraw, victims, partial(self._scaled, n=n, by=_this_kernel()))
         try:
             await self._retire(victims, lose_data=n == 0)
         except BaseException:
-            back = partial(_scaled, n=before, by=f"{_this_kernel()} again: the workers that were to go stay")
+            back = partial(self._scaled, n=before, by=f"{_this_kernel()} again: the workers that were to go stay")
             await asyncio.to_thread(fleet.reinstate, victims, back)
             raise
         await self._stop(victims)
 
     async def _retire(self, victims: Collection[str], lose_data: bool) -> None:
         """Have Dask move the data off workers that will be ended."""
-        names = [worker.name for worker in self._connected().values() if session_of(worker.name) in victims]
+        names = [worker.name for session, workers in self.workers().items() if session in victims for worker in workers]
         kept = await self._scheduler.retire(names) if names else set()
         if kept and not lose_data:
             raise RuntimeError(
@@ -156,15 +167,14 @@ class Scaler:
         await self._scheduler.look()
 
     def _note_load(self) -> None:
-        """Put on record how many workers Dask asks for, if that has changed."""
+        """Put on record how many sessions Dask asks for, if that has changed."""
         n = len(self._fleet.plan)
         if n != self._fleet.record.requested:
-            self._fleet.journal.update(lambda record: _scaled(record, n, "Dask", again=False))
+            self._fleet.journal.update(lambda record: self._scaled(record, n, "Dask", again=False))
 
-
-def _scaled(record: Record, n: int, by: str, again: bool = True) -> Record:
-    event = f"scaled to {n} worker{'s' if n != 1 else ''} by {by}"
-    return replace(_tried_again(record) if again else record, requested=n).with_event(event)
+    def _scaled(self, record: Record, n: int, by: str, again: bool = True) -> Record:
+        event = f"scaled to {counted(n, self._fleet.settings.processes)} by {by}"
+        return replace(_tried_again(record) if again else record, requested=n).with_event(event)
 
 
 def _tried_again(record: Record) -> Record:
@@ -177,9 +187,17 @@ def _this_kernel() -> str:
 
 
 class SessionAdaptive(Adaptive):  # type: ignore[misc]
-    """Dask's adaptive scaling, active only in the kernel that steers the cluster."""
+    """Dask's adaptive scaling, active only in the kernel that steers the cluster.
+
+    It counts sessions. Dask counts workers, and each session has the same number of them.
+    """
 
     cluster: Any
+    worker_key: Any
+
+    @property
+    def _processes(self) -> int:
+        return int(self.cluster.settings.processes)
 
     async def adapt(self) -> None:
         """Scale by the load."""
@@ -187,24 +205,28 @@ class SessionAdaptive(Adaptive):  # type: ignore[misc]
             await super().adapt()
 
     async def target(self) -> int:
-        """How many workers the load needs; the present number while the scheduler cannot be reached."""
+        """How many sessions the load needs; the present number while the scheduler cannot be reached."""
         try:
-            return int(await super().target())
+            workers = int(await super().target())
         except OSError:  # would end adaptive scaling in older releases of Dask
             return len(self.plan)
+        return math.ceil(workers / self._processes)
 
-    async def workers_to_close(self, target: int) -> list[Any]:
-        """Which workers to end; none while the scheduler cannot be reached."""
+    async def workers_to_close(self, target: int) -> list[str]:
+        """Which sessions to end; none while the scheduler cannot be reached."""
+        if self.worker_key is None:
+            self.worker_key = worker_key(self.cluster.session_of)
         try:
-            return list(await super().workers_to_close(target))
+            names = set(map(str, await super().workers_to_close(target * self._processes)))
         except OSError:
             return []
+        sessions = self.cluster.scaler.workers()
+        return [session for session, workers in sessions.items() if names.issuperset(worker.name for worker in workers)]
 
     async def scale_up(self, n: int) -> None:
-        """Grow to `n` workers, or as many as the platform grants."""
+        """Grow to `n` sessions, or as many as the platform grants."""
         await self.cluster.scaler.follow_load(n)
 
-    async def scale_down(self, workers: Collection[Any]) -> None:
-        """Retire workers, then end their sessions."""
-        await self.cluster.scaler.withdraw(workers)
-        await super().scale_down(workers)
+    async def scale_down(self, workers: Collection[str]) -> None:
+        """Retire the workers of sessions, then end the sessions."""
+        await self.cluster.scaler.let_go(workers)

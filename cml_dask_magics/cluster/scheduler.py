@@ -11,10 +11,10 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from distributed.comm import connect
@@ -23,43 +23,11 @@ from distributed.protocol.pickle import dumps
 from distributed.security import Security
 
 from cml_dask_magics.cluster.in_scheduler import KEPT, as_sent, report, setup
-from cml_dask_magics.fleet.shell_lines import session_of
-from cml_dask_magics.model.status import Sample
+from cml_dask_magics.model.status import Sample, WorkerFigures
 from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.model.trouble import Trouble
 
 logger = logging.getLogger(__name__)
-
-
-class WorkerFigures(NamedTuple):
-    """The scheduler's figures of one worker.
-
-    Parameters
-    ----------
-    name : str
-    nthreads : int
-    memory_limit_bytes : int
-        0 for none.
-    cpu_percent : float
-        Per cent of one core.
-    memory_bytes : int
-        Of the whole process.
-    spilled_bytes : int
-        On disk.
-    executing : int
-        Tasks running now.
-    is_paused : bool
-        Whether it starts no new tasks, for its memory.
-    """
-
-    name: str
-    nthreads: int
-    memory_limit_bytes: int
-    cpu_percent: float
-    memory_bytes: int
-    spilled_bytes: int
-    executing: int
-    is_paused: bool
 
 
 @dataclass(frozen=True)
@@ -84,14 +52,24 @@ class _News:
     idle_s: float | None
 
 
-def figures_of(worker: Mapping[str, Any]) -> WorkerFigures:
+def by_session(workers: Iterable[WorkerFigures], session_of: Callable[[str], str]) -> dict[str, list[WorkerFigures]]:
+    """The workers of each session, in the order of their numbers."""
+    sessions: dict[str, list[WorkerFigures]] = {}
+    for worker in sorted(workers, key=lambda worker: (len(worker.name), worker.name)):
+        sessions.setdefault(session_of(worker.name), []).append(worker)
+    return sessions
+
+
+def figures_of(address: str, worker: Mapping[str, Any]) -> WorkerFigures:
     """The figures from Dask's entry of a worker (``Scheduler.identity()["workers"][address]``)."""
     metrics = worker.get("metrics", {})  # missing for a new worker in Dask's stream
     tasks = metrics.get("task_counts", {})
     return WorkerFigures(
+        address,
         str(worker["name"]),
         worker["nthreads"],
         worker["memory_limit"] or 0,
+        worker.get("session_memory", 0),  # see `in_session.tell_memory`
         metrics.get("cpu", 0),
         metrics.get("memory", 0),
         int(metrics.get("spilled_bytes", {}).get("disk", 0)),
@@ -205,9 +183,10 @@ class SchedulerView:
         retired = await self.comm.retire_workers(names=list(names), remove=True, close_workers=True)
         return set(names) - {worker["name"] for worker in retired.values()}
 
-    async def spare(self, n: int) -> list[str]:
-        """Sessions of up to `n` workers that Dask would end first."""
-        return [session_of(name) for name in await self.comm.workers_to_close(n=n, attribute="name")]
+    async def spare(self, n: int, session_of: Callable[[Any], str]) -> list[str]:
+        """Sessions with up to `n` workers together that Dask would end first."""
+        names = await self.comm.workers_to_close(n=n, key=dumps(worker_key(session_of)), attribute="name")
+        return list(dict.fromkeys(map(session_of, names)))
 
     async def _listen(self) -> None:
         """Listen to the feed, and connect again when the connection breaks."""
@@ -270,6 +249,16 @@ class SchedulerView:
         await self._on_news(everything)
 
 
+def worker_key(session_of: Callable[[Any], str]) -> Callable[[Any], str]:
+    """What has Dask's scheduler choose the workers of a session together, when some are to end."""
+
+    # A nested function is pickled by value: the scheduler's session need not have this module.
+    def key(worker: Any) -> str:
+        return session_of(worker.name)
+
+    return key
+
+
 def _sample(workers: Collection[WorkerFigures]) -> Sample:
     """The workers' totals now."""
     return Sample(
@@ -284,11 +273,6 @@ def _read(answer: Any) -> _News:
     """A message of the feed; the scheduler may answer with an error instead."""
     if not isinstance(answer, Mapping) or "changed" not in answer:
         raise OSError(f"the scheduler did not send the figures of its workers: {answer!r:.300}")
-    changed = {
-        address: WorkerFigures(str(name), nthreads, limit, cpu, memory_mib << 20, spilled_mib << 20, executing, paused)
-        for address, (name, nthreads, limit, cpu, memory_mib, spilled_mib, executing, paused) in answer[
-            "changed"
-        ].items()
-    }
+    changed = {address: WorkerFigures(address, *figures) for address, figures in answer["changed"].items()}
     troubles = msgspec.convert(answer["troubles"], tuple[Trouble, ...])
     return _News(changed, tuple(answer["gone"]), troubles, answer["idle_s"])

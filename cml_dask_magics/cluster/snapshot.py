@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 
-from cml_dask_magics.cluster.scheduler import WorkerFigures
+from cml_dask_magics.cluster.scheduler import by_session
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.pending import why_pending
-from cml_dask_magics.fleet.shell_lines import session_of
+from cml_dask_magics.fleet.sizes import most_sessions
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
 from cml_dask_magics.model.record import SessionRecord, TroubleRecord
-from cml_dask_magics.model.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus
+from cml_dask_magics.model.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus, WorkerFigures
 from cml_dask_magics.model.trouble import SHOWN_S
-
-_NO_FIGURES = WorkerFigures("", 0, 0, 0.0, 0, 0, 0, is_paused=False)
 
 
 def snapshot(
@@ -48,7 +47,7 @@ def snapshot(
     peak_memory_bytes : int, optional
     """
     record = fleet.record
-    addresses = {session_of(worker.name): address for address, worker in workers.items()}
+    connected = by_session(workers.values(), fleet.session_of)
     scheduler = record.scheduler
     failed = [session for session in fleet.lost.values() if session.role == "worker"]
     sessions = [s for s in record.sessions if s.role == "worker" and s.ended_at is None] + failed
@@ -59,21 +58,17 @@ def snapshot(
         created_at=utc(record.created_at),
         requested=record.requested,
         adapt=record.adapt,
+        processes=fleet.settings.processes,
         idle_timeout_s=fleet.settings.idle_timeout_s,
         idle_s=idle_s,
         scheduler=_session_status(fleet, scheduler, scheduler_address) if scheduler is not None else None,
-        workers=tuple(
-            _session_status(
-                fleet, session, addresses.get(session.id), workers.get(addresses.get(session.id, ""), _NO_FIGURES)
-            )
-            for session in sessions
-        ),
+        workers=tuple(_workers_status(fleet, session, connected.get(session.id, ())) for session in sessions),
         dashboard_link=dashboard_link,
         read_only_link=read_only_link,
         history=tuple(history),
         peak_memory_bytes=peak_memory_bytes,
         replaces_lost=record.failed_replacements < FAILED_REPLACEMENTS,
-        max_workers=fleet.settings.max_workers,
+        max_workers=most_sessions(fleet.settings, fleet.pool.platform),
         why_pending=why_pending(fleet, fleet.times.pending_s),
         usual_start_s=fleet.usual_start_s,
         trouble=_current(record.trouble, workers),
@@ -82,22 +77,31 @@ def snapshot(
     )
 
 
+def _workers_status(fleet: Fleet, session: SessionRecord, workers: Sequence[WorkerFigures]) -> SessionStatus:
+    """The status of a session and of its connected workers, with their sums."""
+    address = workers[0].address if workers else None
+    return replace(
+        _session_status(fleet, session, address, all_connected=len(workers) >= fleet.settings.processes),
+        nthreads=sum(worker.nthreads for worker in workers),
+        cpu_percent=sum(worker.cpu_percent for worker in workers),
+        memory_bytes=sum(worker.memory_bytes for worker in workers),
+        memory_limit_bytes=sum(worker.memory_limit_bytes for worker in workers),
+        spilled_bytes=sum(worker.spilled_bytes for worker in workers),
+        executing=sum(worker.executing for worker in workers),
+        is_paused=any(worker.is_paused for worker in workers),
+        workers=tuple(workers),
+    )
+
+
 def _session_status(
-    fleet: Fleet, session: SessionRecord, address: str | None, worker: WorkerFigures = _NO_FIGURES
+    fleet: Fleet, session: SessionRecord, address: str | None, all_connected: bool = True
 ) -> SessionStatus:
     return SessionStatus(
         session=session.id,
-        state=fleet.state(session, connected=address is not None),
+        state=fleet.state(session, connected=address is not None and all_connected),
         state_since=utc(session.running_at or session.launched_at),
         ip_address=fleet.ip_address(session) or (_host(address) if address else None),
         address=address,
-        nthreads=worker.nthreads,
-        cpu_percent=worker.cpu_percent,
-        memory_bytes=worker.memory_bytes,
-        memory_limit_bytes=worker.memory_limit_bytes,
-        spilled_bytes=worker.spilled_bytes,
-        executing=worker.executing,
-        is_paused=worker.is_paused,
     )
 
 

@@ -12,6 +12,7 @@ from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.pending import why_pending
 from cml_dask_magics.model.record import Role
+from cml_dask_magics.model.words import counted
 from cml_dask_magics.platforms.pool import Launched
 from cml_dask_magics.registry.liveness import scheduler_address
 from cml_dask_magics.registry.start_times import note_start
@@ -19,7 +20,7 @@ from cml_dask_magics.registry.start_times import note_start
 
 @dataclass(frozen=True)
 class Readiness:
-    """The result of a start: connected workers, workers that were waited for, duration."""
+    """The result of a start: sessions with all their workers connected, sessions that were waited for, duration."""
 
     ready: int
     wanted: int
@@ -34,7 +35,7 @@ class Start:
     fleet : Fleet
         Its sessions.
     observed : callable
-        Ids of the sessions whose worker is connected.
+        Ids of the sessions whose workers are connected.
     connect : callable
         Awaited with the scheduler's address; raises ``OSError`` if it cannot connect.
     disconnect : callable
@@ -117,7 +118,7 @@ class Start:
         launches: Collection[asyncio.Future[Any]] = (),
         ids: Collection[str] | None = None,
     ) -> None:
-        """Wait until `n` workers are connected, or at least one at the deadline.
+        """Wait until the workers of `n` sessions are connected, or of at least one at the deadline.
 
         Parameters
         ----------
@@ -144,7 +145,7 @@ class Start:
             if time.monotonic() > deadline:
                 if connected:
                     return
-                raise TimeoutError(f"no worker connected within {self._fleet.settings.timeout_s:g} s")
+                raise TimeoutError(nobody_ready_message(self._fleet, self._fleet.settings.timeout_s))
             await self._tick()
 
     async def _connect_when_up(self, deadline: float, launches: Collection[asyncio.Future[Any]]) -> None:
@@ -187,17 +188,24 @@ class Start:
 
     def _record_readiness(self, readiness: Readiness) -> None:
         fleet = self._fleet
-        message = f"{readiness.ready} worker{'s' if readiness.ready != 1 else ''} ready in {readiness.took_s:.1f} s"
+        message = f"{counted(readiness.ready, fleet.settings.processes)} ready in {readiness.took_s:.1f} s"
         if readiness.ready < readiness.wanted:
-            message = partly_ready_message(fleet.record.name, readiness, fleet.settings.timeout_s)
+            message = partly_ready_message(fleet, readiness, fleet.settings.timeout_s)
         fleet.journal.update(lambda record: replace(record, state="running").with_event(message))
         if readiness.ready >= fleet.settings.n_workers:
             note_start(fleet.journal.registry.directory, fleet.record.backend, readiness.took_s)
 
 
-def partly_ready_message(name: str, readiness: Readiness, timeout_s: float) -> str:
+def nobody_ready_message(fleet: Fleet, timeout_s: float) -> str:
+    """The message if no worker is connected at the timeout, or no session has all of its several workers."""
+    who = "worker connected" if fleet.settings.processes == 1 else "session had all its workers connected"
+    return f"no {who} within {timeout_s:g} s"
+
+
+def partly_ready_message(fleet: Fleet, readiness: Readiness, timeout_s: float) -> str:
     """The message if some workers are missing at the timeout."""
+    wanted = counted(readiness.wanted, fleet.settings.processes)
     return (
-        f"cluster {name!r}: {readiness.ready} of {readiness.wanted} workers are ready after {timeout_s:g} s; "
+        f"cluster {fleet.record.name!r}: {readiness.ready} of {wanted} are ready after {timeout_s:g} s; "
         f"the other {readiness.wanted - readiness.ready} join when the platform starts them"
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from cml_dask_magics.model.status import ClusterStatus, SessionStatus
+from cml_dask_magics.model.status import ClusterStatus, SessionStatus, WorkerFigures
 
 
 def to_dict(status: ClusterStatus) -> dict[str, Any]:
@@ -30,15 +30,14 @@ def to_dict(status: ClusterStatus) -> dict[str, Any]:
         "adapt": None if status.adapt is None else list(status.adapt),
         "scheduler": None if status.scheduler is None else _session(status.scheduler),
         "workers": [
-            _session(worker)
-            | {
-                "nthreads": worker.nthreads,
-                "cpu_percent": _finite(worker.cpu_percent),
-                "memory_bytes": worker.memory_bytes,
-                "memory_limit_bytes": worker.memory_limit_bytes,
-                "executing": worker.executing,
+            {
+                **_session(session),
+                **_figures(session),
+                "workers": [
+                    {"name": worker.name, "address": worker.address, **_figures(worker)} for worker in session.workers
+                ],
             }
-            for worker in status.workers
+            for session in status.workers
         ],
         "dashboard_link": status.dashboard_link,
         "usage": {
@@ -61,6 +60,17 @@ def _session(session: SessionStatus) -> dict[str, Any]:
         "state": session.state,
         "ip_address": session.ip_address,
         "address": session.address,
+    }
+
+
+def _figures(worker: SessionStatus | WorkerFigures) -> dict[str, Any]:
+    """What a worker reported, or all workers of a session together."""
+    return {
+        "nthreads": worker.nthreads,
+        "cpu_percent": _finite(worker.cpu_percent),
+        "memory_bytes": worker.memory_bytes,
+        "memory_limit_bytes": worker.memory_limit_bytes,
+        "executing": worker.executing,
     }
 
 

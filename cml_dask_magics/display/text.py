@@ -30,7 +30,8 @@ from cml_dask_magics.display.words import (
     utc_now,
     workers_words,
 )
-from cml_dask_magics.model.status import ClusterStatus, SessionStatus
+from cml_dask_magics.model.status import ClusterStatus, SessionStatus, WorkerFigures
+from cml_dask_magics.model.words import unit
 
 NO_CLUSTER = "No cluster is running. %dask_up starts one."
 
@@ -84,7 +85,7 @@ def to_text(
         if status.scheduler is not None:
             console.print(Text(f"Scheduler: {', '.join(_cells(status.scheduler, now))}"))
         if shown:
-            out.write("\n".join([*_table(shown, now), ""]))
+            out.write("\n".join([*_table(shown, unit(status.processes).capitalize(), now), ""]))
         if more := len(status.workers) - len(shown):
             console.print(Text(f"… and {more:,} more"))
         for event in latest_events(status.events):
@@ -114,22 +115,27 @@ def ended_line(name: str, kind: Kind) -> str:
     return f"{SIGNS[kind]} {clean(name)}: {kind}"
 
 
-def _table(workers: Sequence[SessionStatus], now: datetime) -> list[str]:
-    """The lines of a table of workers. Not with rich, which takes seconds for thousands of rows."""
-    rows = [("Worker", "IP address", "State", "CPU", "Memory", "Threads", "Tasks")]
-    for worker in workers:
-        reported = (NO_VALUE,) * 4
-        if worker.state == "running":
-            reported = (
-                format_percent(worker.cpu_percent),
-                memory_words(worker),
-                str(worker.nthreads),
-                str(worker.executing),
-            )
-        rows.append((*_cells(worker, now), *reported))
+def _table(sessions: Sequence[SessionStatus], title: str, now: datetime) -> list[str]:
+    """The lines of a table of sessions, with the workers of each where it has several.
+
+    Not with rich, which takes seconds for thousands of rows.
+    """
+    rows = [(title, "IP address", "State", "CPU", "Memory", "Threads", "Tasks")]
+    for session in sessions:
+        reported = _reported(session) if session.state == "running" else (NO_VALUE,) * 4
+        rows.append((*_cells(session, now), *reported))
+        if len(session.workers) > 1:
+            rows += [
+                (f"  {clean(worker.name)}", "", "paused" if worker.is_paused else "", *_reported(worker))
+                for worker in session.workers
+            ]
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(_filled(cell, widths[at], right=at > 2) for at, cell in enumerate(row)) for row in rows]
     return ["", lines[0], "─" * cell_len(lines[0]), *lines[1:], ""]
+
+
+def _reported(worker: SessionStatus | WorkerFigures) -> tuple[str, str, str, str]:
+    return format_percent(worker.cpu_percent), memory_words(worker), str(worker.nthreads), str(worker.executing)
 
 
 def _filled(cell: str, width: int, right: bool) -> str:

@@ -9,8 +9,8 @@ from datetime import datetime, timezone
 from typing import Literal, NamedTuple
 
 from cml_dask_magics.display.safe import clean
-from cml_dask_magics.model.status import ClusterStatus, Ended, Event, SessionState, SessionStatus
-from cml_dask_magics.model.words import format_bytes, format_memory, plural
+from cml_dask_magics.model.status import ClusterStatus, Ended, Event, SessionState, SessionStatus, WorkerFigures
+from cml_dask_magics.model.words import format_bytes, format_memory, plural, unit
 
 Kind = Literal["ended", "failed"]
 """How a cluster ended."""
@@ -41,9 +41,10 @@ _PHASES: tuple[SessionState, ...] = ("starting", "pending", "stopping", "failed"
 
 
 class Totals(NamedTuple):
-    """The number of workers in each state, and sums over the connected ones."""
+    """The number of sessions in each state, and of connected workers, with sums over those."""
 
     states: Mapping[str, int]
+    workers: int
     nthreads: int
     memory_limit_bytes: int
     cpu_percent: float
@@ -52,7 +53,7 @@ class Totals(NamedTuple):
 
     @property
     def ready(self) -> int:
-        """How many workers are connected."""
+        """How many sessions have all their workers connected."""
         return self.states.get("running", 0)
 
     @property
@@ -62,10 +63,12 @@ class Totals(NamedTuple):
 
 
 def totals(status: ClusterStatus) -> Totals:
-    """Count the workers and sum what the connected ones last reported."""
-    up = [worker for worker in status.workers if worker.state == "running"]
+    """Count sessions and workers, and sum what the connected ones last reported."""
+    # A session of several workers starts until the last of them has come.
+    up = [worker for worker in status.workers if worker.state in ("running", "starting")]
     return Totals(
         Counter(worker.state for worker in status.workers),
+        sum(len(worker.workers) for worker in up),
         sum(worker.nthreads for worker in up),
         sum(worker.memory_limit_bytes for worker in up),
         sum(worker.cpu_percent for worker in up if math.isfinite(worker.cpu_percent)),
@@ -118,8 +121,11 @@ def utc_now() -> datetime:
 
 
 def workers_words(status: ClusterStatus, sums: Totals | None = None) -> str:
-    """``4 of 4 workers``; while Dask scales it: ``3 of 4 workers, adaptive 2 to 8``."""
-    words = f"{(sums or totals(status)).ready:,} of {plural(status.requested, 'worker')}"
+    """``4 of 4 workers``, ``2 of 2 sessions, 8 workers``; while Dask scales it: ``3 of 4 workers, adaptive 2 to 8``."""
+    sums = sums or totals(status)
+    words = f"{sums.ready:,} of {plural(status.requested, unit(status.processes))}"
+    if status.processes > 1:
+        words += f", {plural(sums.workers, 'worker')}"
     return f"{words}, adaptive {status.adapt[0]} to {status.adapt[1]}" if status.adapt else words
 
 
@@ -184,14 +190,15 @@ def _what_is_missing(status: ClusterStatus, sums: Totals) -> str:
     failures = f"{plural(sums.failed, 'session')} failed. " if sums.failed else ""
     missing = status.requested - sums.ready
     if status.state == "degraded" and missing > 0:
+        who = plural(missing, unit(status.processes))
         if not status.replaces_lost:
             are = "is" if missing == 1 else "are"
             return (
-                f"{failures}{plural(missing, 'worker')} {are} missing, and the last replacements ended before they "
+                f"{failures}{who} {are} missing, and the last replacements ended before they "
                 "connected: the events say why. %dask_up tries again."
             )
         rest = "is missing; it joins when it comes" if missing == 1 else "are missing; they join when they come"
-        return f"{failures}{plural(missing, 'worker')} {rest}."
+        return f"{failures}{who} {rest}."
     return failures.strip()
 
 
@@ -203,18 +210,18 @@ def phase_words(session: SessionStatus, now: datetime) -> str:
 
 
 def count_words(status: ClusterStatus, sums: Totals | None = None) -> list[str]:
-    """How many workers are in which state: ``2 of 4 workers ready``, ``1 starting``."""
+    """How many workers or sessions are in which state: ``2 of 4 workers ready``, ``1 starting``."""
     sums = sums or totals(status)
-    words = [f"{sums.ready:,} of {plural(status.requested, 'worker')} ready"]
+    words = [f"{sums.ready:,} of {plural(status.requested, unit(status.processes))} ready"]
     if status.scheduler is not None and status.scheduler.state != "running":
         words.append(f"scheduler {status.scheduler.state}")
     return words + [f"{sums.states[phase]:,} {phase}" for phase in _PHASES if sums.states.get(phase)]
 
 
-def memory_words(session: SessionStatus) -> str:
+def memory_words(worker: SessionStatus | WorkerFigures) -> str:
     """A worker's memory and what it spilled to disk: ``1.5 / 2 GiB, 300 MiB spilled``."""
-    words = format_memory(session.memory_bytes, session.memory_limit_bytes)
-    return f"{words}, {format_bytes(session.spilled_bytes)} spilled" if session.spilled_bytes > 0 else words
+    words = format_memory(worker.memory_bytes, worker.memory_limit_bytes)
+    return f"{words}, {format_bytes(worker.spilled_bytes)} spilled" if worker.spilled_bytes > 0 else words
 
 
 def latest_events(events: Sequence[Event], limit: int = MAX_EVENTS) -> list[Event]:

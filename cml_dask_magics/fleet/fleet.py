@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cml_dask_magics.fleet.launches import Launches
 from cml_dask_magics.fleet.orphans import Orphans
+from cml_dask_magics.fleet.shell_lines import session_reader
 from cml_dask_magics.model.lifecycle import (
     SessionInfo,
     is_planned,
@@ -99,6 +101,11 @@ class Fleet:
         """The settings of the sessions that are launched."""
         return self.launches.settings
 
+    @property
+    def session_of(self) -> Callable[[Any], str]:
+        """From a worker's name to its session; Dask's scheduler can be sent it."""
+        return session_reader(self.settings.processes)
+
     def liveness(self) -> Liveness:
         """Whether the cluster answers, by a connection to its scheduler."""
         return liveness(self.record, self.folder, self.times.answer_s)
@@ -164,8 +171,8 @@ class Fleet:
             connected=connected,
         )
 
-    def note_connected(self, connected: Collection[str]) -> None:
-        """Put on record which sessions' workers are connected."""
+    def note_connected(self, connected: Collection[str], memory_bytes: Mapping[str, int]) -> None:
+        """Put on record which sessions' workers are connected, and the memory that a session has by its workers."""
         if all(s.connected_at is not None or s.id not in connected for s in self.record.sessions):
             return
         now = time.time()
@@ -175,7 +182,14 @@ class Fleet:
             if any(s.automatic for s in record.sessions if s.id in came):
                 record = replace(record, failed_replacements=0)
             sessions = (
-                replace(s, connected_at=now, running_at=s.running_at or now) if s.id in came else s
+                replace(
+                    s,
+                    connected_at=now,
+                    running_at=s.running_at or now,
+                    real_memory_gib=memory_bytes[s.id] / 2**30 if memory_bytes.get(s.id) else None,
+                )
+                if s.id in came
+                else s
                 for s in record.sessions
             )
             return replace(record, sessions=tuple(sessions))

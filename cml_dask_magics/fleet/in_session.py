@@ -14,22 +14,56 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 RUN_FOLDER = Path(__file__).resolve().parent
 DASKS_PORT = 8786
+_GIB = 2**30
+
+# Resident memory of what else runs in a worker's session, measured in a simulated workspace: 27 MB for IPython (75 MB
+# for a kernel of ipykernel), 64 MB for `dask worker` with its nannies, 13 MB for Python's resource tracker, 2 MB for
+# the shell until `dask worker` takes its place.
+OTHERS_BYTES = 150 * 10**6
+# A task may fill 1 GB in a second, and a nanny looks at its worker every 0.1 s; on a busy machine up to 0.2 s later.
+OVERSHOOT_BYTES, LATE_BYTES = 100 * 10**6, 200 * 10**6
 
 
-def take_over(run_folder: Path) -> None:
+def room_bytes(processes: int) -> int:
+    """What a session with so many workers needs beside them: for all else in it, and for workers over their limit."""
+    return OTHERS_BYTES + LATE_BYTES + processes * OVERSHOOT_BYTES
+
+
+def worker_limit_bytes(session_bytes: float, asked_bytes: float, processes: int) -> int:
+    """How much memory each Dask worker of a session may use.
+
+    Above the session's own limit the platform ends the whole session; above a worker's limit its nanny ends that worker
+    alone, if it gets to it in time. Large sessions keep a tenth free, up to 1 GiB, for the kernel's own buffers; small
+    ones keep no more than half.
+
+    Parameters
+    ----------
+    session_bytes : float
+        The session's memory, from its control group.
+    asked_bytes : float
+        What was asked for; where the session has no limit of its own, it has its whole machine's memory.
+    processes : int
+        How many workers it has.
+    """
+    whole = min(session_bytes, asked_bytes)
+    kept = max(min(whole / 10, _GIB), room_bytes(processes))
+    return int((whole - min(kept, whole / 2)) / processes)
+
+
+def take_over(inherited: dict[str, Any]) -> None:
     """Set working directory, import path and Dask's configuration as in the kernel that started the cluster.
 
     Parameters
     ----------
-    run_folder : Path
-        The folder with ``session.json``; see `inheritance.write_inheritance`.
+    inherited : dict
+        From ``session.json``; see `inheritance.write_inheritance`.
     """
     import dask.config
 
-    inherited = json.loads((run_folder / "session.json").read_text())
     dask.config.update(dask.config.config, inherited["dask_config"], priority="new")
     # Dask's variables from --env, which only workers get, take precedence.
     given = {name: value for name, value in os.environ.items() if name in inherited["dask_variables"]}
@@ -43,8 +77,27 @@ def take_over(run_folder: Path) -> None:
     except OSError as error:
         print(f"The kernel's working directory cannot be used here: {error}. This session works in {Path.cwd()}.")
     before, after = inherited["path_before"], inherited["path_after"]
-    ours = {str(run_folder), "", *before, *after}
+    ours = {str(RUN_FOLDER), "", *before, *after}
     sys.path[:] = [*before, *(entry for entry in sys.path if entry not in ours), *after]
+
+
+def tell_memory(asked_bytes: float) -> int:
+    """Have the workers tell Dask's scheduler how much memory the session has; returns it."""
+    from distributed.system import MEMORY_LIMIT
+    from distributed.worker import DEFAULT_STARTUP_INFORMATION
+
+    session_bytes = int(min(MEMORY_LIMIT, asked_bytes))
+    DEFAULT_STARTUP_INFORMATION["session_memory"] = lambda _: session_bytes
+    return session_bytes
+
+
+def dask_setup(nanny: Any) -> None:
+    """Give a worker its share of the session's GPUs. Dask calls this for each nanny, before it starts the worker."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(index) for index in range(INHERITED["gpu"])]
+    number = int(nanny.name.rpartition("-")[2])
+    # Not `pre_spawn_env`, which nannies of one process would overwrite for each other.
+    nanny.env["CUDA_VISIBLE_DEVICES"] = ",".join(devices[number :: INHERITED["processes"]])
 
 
 def share_with_a_kernel() -> None:
@@ -80,12 +133,19 @@ def end_with_the_cluster() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-take_over(RUN_FOLDER)
+# Also in the worker's own process, where this file has the second name.
+if __name__ in ("__main__", "__mp_main__"):
+    INHERITED = json.loads((RUN_FOLDER / "session.json").read_text())
+    take_over(INHERITED)
+    session_bytes = tell_memory(INHERITED["memory_bytes"])
 
 if __name__ == "__main__":
     from dask.__main__ import main
 
     sys.argv[0] = "dask"
-    if "CML_DASK_HERE" in os.environ:
+    if sys.argv[1] != "scheduler":
+        limit = worker_limit_bytes(session_bytes, INHERITED["memory_bytes"], INHERITED["processes"])
+        sys.argv += ["--memory-limit", str(limit)]
+    elif "CML_DASK_HERE" in os.environ:
         share_with_a_kernel()
     main()

@@ -15,12 +15,25 @@ from typing import Any
 
 import dask.config
 
+from cml_dask_magics.fleet.shell_lines import worker_nthreads
 from cml_dask_magics.model.settings import SECTION, Settings
 from cml_dask_magics.registry.files import write_private
 from cml_dask_magics.registry.run_folder import SESSION_DATA, SESSION_PROGRAM
 
 # For the kernel alone: its client, addresses of its other clusters, our settings (with the values of --env).
 _KERNELS_OWN = ("scheduler", "shuffle", "pool", "get", "scheduler-address", "scheduler-file", "labextension", SECTION)
+
+# Libraries that start a thread (or process) for each core that they see, and a session sees all of its node's. Dask
+# itself sets OMP_NUM_THREADS and the like, by which NumPy, SciPy, numexpr, PyTorch and Arrow go.
+_COUNT_CORES = ("POLARS_MAX_THREADS", "RAYON_NUM_THREADS", "NUMBA_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
+
+
+def is_of_this_release(folder: Path) -> bool:
+    """Whether the sessions' program in a cluster's run folder is the one that this release's shell lines go with."""
+    try:
+        return (folder / SESSION_PROGRAM).read_text(encoding="utf-8") == _program()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def write_inheritance(folder: Path, settings: Settings) -> list[str]:
@@ -44,11 +57,18 @@ def write_inheritance(folder: Path, settings: Settings) -> list[str]:
         "path_before": before,
         "path_after": after,
         "dask_config": config,
+        "memory_bytes": int(settings.memory_gib * 2**30),
+        "processes": settings.processes,
+        "gpu": settings.gpu,
         "dask_variables": [name for name in settings.env if name.startswith("DASK_")],
     }
     write_private(folder / SESSION_DATA, json.dumps(data))
-    write_private(folder / SESSION_PROGRAM, Path(__file__).with_name("in_session.py").read_text(encoding="utf-8"))
+    write_private(folder / SESSION_PROGRAM, _program())
     return left_out
+
+
+def _program() -> str:
+    return Path(__file__).with_name("in_session.py").read_text(encoding="utf-8")
 
 
 def _working_directory() -> str:
@@ -93,6 +113,9 @@ def _dask_config(settings: Settings) -> tuple[dict[str, Any], list[str]]:
         "distributed.scheduler.contact-address": None,
     }
     dask.config.set(ours, config=config)
+    # Dask takes these from the worker's environment first (--env), then from the user's configuration.
+    threads = dict.fromkeys(_COUNT_CORES, worker_nthreads(settings))
+    dask.config.update(config, {"distributed": {"nanny": {"pre-spawn-environ": threads}}}, priority="old")
     return config, left_out
 
 

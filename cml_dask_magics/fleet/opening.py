@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cml_dask_magics.fleet.fleet import Fleet
-from cml_dask_magics.fleet.inheritance import write_inheritance
+from cml_dask_magics.fleet.inheritance import is_of_this_release, write_inheritance
+from cml_dask_magics.fleet.sizes import check_worker_memory, fitted_together
 from cml_dask_magics.model.record import Record
 from cml_dask_magics.model.settings import (
     OPTIONS,
@@ -29,7 +30,7 @@ from cml_dask_magics.registry.certificates import write_certificates
 from cml_dask_magics.registry.files import listed, write_private
 from cml_dask_magics.registry.kernels import this_kernel
 from cml_dask_magics.registry.registry import NameTakenError, Registry
-from cml_dask_magics.registry.run_folder import SCHEDULER_FILE, SESSION_PROGRAM
+from cml_dask_magics.registry.run_folder import SCHEDULER_FILE
 
 _pools: dict[tuple[str, Path], SessionPool] = {}
 
@@ -49,7 +50,8 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     Raises
     ------
     ValueError
-        If the dashboard would have no port, or the platform does not take the setting ``launch-options``.
+        If the dashboard would have no port, workers would have too little memory, or the platform does not take the
+        setting ``launch-options``.
     NameTakenError
         If a cluster of that name is alive.
     RuntimeError
@@ -65,6 +67,8 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
         dead.end()
     asked, settings = settings, what_fits(settings, platform)
     notes = _notes_on(asked, settings, spelled)
+    settings, more = fitted_together(settings, platform, spelled)
+    notes += more + check_worker_memory(settings, platform, spelled)
     if settings.scheduler_here and platform.session and not dashboard_port_is_free():
         notes.append(
             f"the cluster has no dashboard: port {os.environ.get('CDSW_READONLY_PORT')} of this session, which the "
@@ -118,9 +122,9 @@ def open_fleet(registry: Registry, name: str, times: Times = USUAL) -> Fleet | N
         )
     settings = settings_of(record) or make_settings(name=name)
     fleet = Fleet(registry, _pool(platform, root, times), record, settings, times)
-    files = {entry.name for entry in listed(fleet.folder)}
-    if record.state in ("starting", "running") and files and SESSION_PROGRAM not in files:
-        write_inheritance(fleet.folder, fleet.settings)  # an older release's cluster
+    runs = record.state in ("starting", "running") and listed(fleet.folder)
+    if runs and not is_of_this_release(fleet.folder):  # what is launched from now on is of this one
+        write_inheritance(fleet.folder, fleet.settings)
     return fleet
 
 

@@ -7,7 +7,7 @@ chose: paths and names are in the environment.
 from __future__ import annotations
 
 import importlib.util
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +50,26 @@ def scheduler_line(settings: Settings, port: int) -> str:
 
 
 def worker_line(settings: Settings) -> str:
-    """What a worker's session runs: one worker, named after its session, that waits for the scheduler's address."""
-    cuda = settings.gpu > 0 and importlib.util.find_spec("dask_cuda") is not None
+    """What a worker's session runs: its workers, which wait for the scheduler's address.
+
+    They are named after the session (see `session_reader`). `in_session` decides how much memory they may use.
+    """
+    gpus, processes = settings.gpu, settings.processes
+    # dask_cuda starts a worker for each GPU.
+    cuda = 0 < gpus == processes and importlib.util.find_spec("dask_cuda") is not None
     line = (
         f"{_PRELUDE}{_PYTHON}{'cuda worker' if cuda else 'worker'}{_COMMON}"
-        f' --name "$CDSW_ENGINE_ID" --nthreads {worker_nthreads(settings.cpu)}'
-        f" --memory-limit {worker_memory_limit_bytes(settings.memory_gib)}"
+        f' --name "$CDSW_ENGINE_ID" --nthreads {worker_nthreads(settings)}'
         f" --death-timeout {max(settings.timeout_s, 300):.3f}"
         # A worker's own pages cannot be reached, and would take a fifth of its start-up time.
         " --no-dashboard --dashboard-address 127.0.0.1:0"
     )
-    if settings.gpu and not cuda:
-        line += f" --resources GPU={settings.gpu}"
+    if processes > 1 and not cuda:
+        line += f" --nworkers {processes}"
+        if gpus >= processes:
+            line += " --preload-nanny __main__"  # in_session.dask_setup gives each worker its GPUs
+    if gpus and not cuda:
+        line += f" --resources GPU={max(1, gpus // processes)}"
     return line + (_TLS if settings.tls else _TCP)
 
 
@@ -85,21 +93,21 @@ def worker_environment(settings: Settings, folder: Path) -> dict[str, str]:
     return settings.env | _environment(settings, folder)
 
 
-def worker_nthreads(cpu: float) -> int:
-    """Threads of a worker in a session with `cpu` cores: one for each whole core, at least one."""
-    return max(1, int(cpu))
+def worker_nthreads(settings: Settings) -> int:
+    """Threads of each worker: one for each whole core of its share of the session's, at least one."""
+    return max(1, int(settings.cpu / settings.processes))
 
 
-def worker_memory_limit_bytes(memory_gib: float) -> int:
-    """A worker's memory limit, for a session with `memory_gib`.
+def session_reader(processes: int) -> Callable[[Any], str]:
+    """A function from a worker's name to its session, for sessions with so many workers.
 
-    A tenth, at least 256 MiB and at most 1 GiB, stays free for the session's own kernel and Dask's nanny (0.1 GiB
-    each); never more than half.
+    Dask names the only worker of a session like the session, and adds a hyphen and a number where there are several.
+    The session's id may end like that, too, so the name alone does not tell.
     """
-    reserved_gib = min(memory_gib / 2, max(0.25, min(1.0, memory_gib / 10)))
-    return int((memory_gib - reserved_gib) * 2**30)
 
+    # A nested function is pickled by value: the scheduler's session, which calls it too, need not have this module.
+    def session_of(worker_name: Any) -> str:
+        name = str(worker_name)
+        return name.rpartition("-")[0] if processes > 1 else name
 
-def session_of(worker_name: Any) -> str:
-    """The session that a worker is named after; ``dask cuda worker`` appends a number for each GPU."""
-    return re.sub(r"-\d{1,2}$", "", str(worker_name))
+    return session_of

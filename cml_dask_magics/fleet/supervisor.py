@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Set
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Set
+from dataclasses import dataclass, field, replace
 
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.launches import EndingError
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
+from cml_dask_magics.model.words import unit
 from cml_dask_magics.registry.kernels import kernel_may_live
 from cml_dask_magics.registry.lease import Lease
 from cml_dask_magics.registry.registry import GoneError
@@ -21,7 +22,7 @@ from cml_dask_magics.registry.run_folder import scheduler_session
 
 logger = logging.getLogger(__name__)
 
-_NAMED_WORKERS = 3
+_NAMED_SESSIONS = 3
 _IDLE_WORDS = "closing after being idle"
 _READ_LINES = 500  # tracebacks of the connections that it closes follow those words
 
@@ -33,16 +34,19 @@ class Seen:
     Parameters
     ----------
     connected : set of str
-        Ids of the sessions whose worker is connected.
+        Ids of the sessions whose workers are connected, all of them.
     silent_s : float
         For how many seconds the scheduler's report is overdue.
     at : float
         When, by `time.monotonic`.
+    memory_bytes : mapping
+        What a session has, by its id, as its workers told.
     """
 
     connected: Set[str]
     silent_s: float
     at: float
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ class Supervisor:
     def _correct(self, seen: Seen) -> None:
         """Bring record and sessions in line with what is seen."""
         fleet = self._fleet
-        fleet.note_connected(seen.connected)
+        fleet.note_connected(seen.connected, seen.memory_bytes)
         self._log_comings_and_goings(seen.connected)
         fleet.orphans.adopt(seen.connected)
         fleet.finish_stopping()
@@ -194,15 +198,17 @@ class Supervisor:
         before, self._connected = self._connected, now
         if before is None:
             return
-        for who, what in ((now - before, "joined"), (before - now, "left")):
+        several = self._fleet.settings.processes > 1
+        joined, left = ("complete", "incomplete") if several else ("joined", "left")
+        for who, what in ((now - before, joined), (before - now, left)):
             if who:
-                self._fleet.journal.log(f"{_named(who)} {what}")
+                self._fleet.journal.log(f"{self._named(who)} {what}")
 
     def _end_unseen(self, seen: Seen) -> None:
         """Stop sessions outside our listing whose worker does not connect, or has been gone for too long."""
         fleet, times = self._fleet, self._fleet.times
         mine = fleet.pool.platform.session
-        missing = fleet.plan - seen.connected
+        missing = fleet.plan - seen.connected - seen.memory_bytes.keys()  # the latter have some of their workers
         gone = {s.id: s for s in fleet.record.sessions if s.launched_from != mine and s.id in missing}
         self._gone_since = {session: self._gone_since.get(session, seen.at) for session in gone}
         over = [
@@ -212,7 +218,7 @@ class Supervisor:
             > (times.unseen_gone_s if gone[session].connected_at is not None else times.unseen_pending_s)
         ]
         if over:
-            fleet.journal.log(f"{_named(over)} lost: no sign of life for long")
+            fleet.journal.log(f"{self._named(over)} lost: no sign of life for long")
             fleet.stop(over)
 
     def _drop_replaced(self) -> None:
@@ -231,11 +237,19 @@ class Supervisor:
         lost = self._lost_workers()
         new = self.launch(requested)
         if new:
-            fleet.journal.log(f"{_named(new)} launched in place of {_named(lost) if lost else 'what is missing'}")
+            gone = self._named(lost) if lost else "what is missing"
+            fleet.journal.log(f"{self._named(new)} launched in place of {gone}")
             fleet.drop_lost(lost)
 
     def _lost_workers(self) -> list[str]:
         return [session.id for session in self._fleet.lost.values() if session.role == "worker"]
+
+    def _named(self, sessions: Collection[str]) -> str:
+        """The sessions' ids, or their number if they are many."""
+        word = unit(self._fleet.settings.processes)
+        if len(sessions) > _NAMED_SESSIONS:
+            return f"{len(sessions)} {word}s"
+        return f"{word}{'s' if len(sessions) != 1 else ''} {', '.join(sorted(sessions))}"
 
     def _last_words(self) -> str:
         """The last line of the session that was lost last, for a message."""
@@ -266,10 +280,3 @@ class Supervisor:
         event = f"the scheduler is gone; the sessions of its workers are ended. %dask_up --name {name} starts anew"
         record = self._fleet.journal.update(lambda record: replace(record, state="lost").with_event(event))
         self._fleet.stop([session.id for session in record.sessions])
-
-
-def _named(sessions: Collection[str]) -> str:
-    """The workers' ids, or their number if they are many."""
-    if len(sessions) > _NAMED_WORKERS:
-        return f"{len(sessions)} workers"
-    return ("worker " if len(sessions) == 1 else "workers ") + ", ".join(sorted(sessions))

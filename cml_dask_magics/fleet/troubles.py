@@ -9,7 +9,6 @@ from collections.abc import Collection, Set
 from dataclasses import replace
 
 from cml_dask_magics.fleet.fleet import Fleet, end_words
-from cml_dask_magics.fleet.shell_lines import session_of
 from cml_dask_magics.model.record import Record, SessionRecord, TroubleRecord
 from cml_dask_magics.model.trouble import (
     SHOWN_S,
@@ -78,7 +77,7 @@ class Troubles:
         fleet = self._fleet
         if trouble.kind != "died" or trouble.over_memory or trouble.worker in connected:
             return True
-        if fleet.ended_as(session_of(trouble.worker)):
+        if fleet.ended_as(fleet.session_of(trouble.worker)):
             return True
         if trouble.number not in self._heard_at:
             self._heard_at[trouble.number] = time.monotonic()
@@ -87,7 +86,7 @@ class Troubles:
 
     def _with_trouble(self, record: Record, trouble: Trouble, connected: Set[str]) -> Record:
         """The record with what is to be said of a trouble."""
-        session = session_of(trouble.worker)
+        session = self._fleet.session_of(trouble.worker)
         on_record = next((each for each in record.sessions if each.id == session), None)
         ended = self._fleet.ended_as(session)
         if _was_told_to_end(record, on_record) or ended == "stopped":
@@ -113,7 +112,7 @@ class Troubles:
 
     def _ended_for_memory(self, given_up: GivenUp) -> int:
         """How many of the workers over which tasks were given up the platform had ended, as it does for memory."""
-        sessions = {session_of(worker) for worker in given_up.workers}
+        sessions = {self._fleet.session_of(worker) for worker in given_up.workers}
         return sum(self._fleet.ended_as(session) == "failed" for session in sessions)
 
 

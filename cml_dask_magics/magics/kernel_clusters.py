@@ -22,13 +22,14 @@ from cml_dask_magics.model.lifecycle import cluster_state
 from cml_dask_magics.model.record import Record
 from cml_dask_magics.model.settings import OPTIONS, Settings, as_typed
 from cml_dask_magics.model.status import ClusterStatus, Ended, StatusCallback
+from cml_dask_magics.model.words import counted
 from cml_dask_magics.platforms.api import PlatformError
 from cml_dask_magics.registry.registry import NameTakenError, Registry
 from cml_dask_magics.registry.run_folder import read_tail, session_logs
 
 _SIZES = (
-    "cpu", "memory_gib", "gpu", "scheduler_cpu", "scheduler_memory_gib", "scheduler_here", "idle_timeout_s", "env",
-    "tls",
+    "cpu", "memory_gib", "gpu", "processes", "scheduler_cpu", "scheduler_memory_gib", "scheduler_here",
+    "idle_timeout_s", "env", "tls",
 )  # fmt: skip
 
 _Key = tuple[Path, str]
@@ -224,7 +225,8 @@ class KernelClusters:
             settings = _as_before(settings, given, replace(before, n_workers=lost.requested, adapt=lost.adapt))
             notes.append(
                 f"cluster {settings.name!r} was lost; it was started anew with the settings that it had "
-                f"({settings.n_workers} workers of {settings.cpu:g} cores and {settings.memory_gib:g} GiB)"
+                f"({counted(settings.n_workers, settings.processes)}; {settings.cpu:g} cores and "
+                f"{settings.memory_gib:g} GiB each)"
             )
         cluster = self._held[key] = CMLCluster.from_settings(settings, on_status)
         notes += cluster.notes
@@ -319,6 +321,8 @@ def _as_before(settings: Settings, given: frozenset[str], before: Settings) -> S
     kept = {name: getattr(before, name) for name in ("n_workers", "adapt", *_SIZES, "dashboard_port", "local")}
     if "n_workers" in given:
         kept["adapt"] = None
+    if "gpu" in given:  # which says how many workers a session has, unless that is given, too
+        del kept["processes"]
     return replace(settings, **{name: value for name, value in kept.items() if name not in given})
 
 
@@ -342,13 +346,13 @@ def _adjusted(
     n = settings.n_workers if "n_workers" in given else len(cluster.plan) if cluster.adapting else cluster.wanted
     if settings.adapt and "adapt" in given:
         cluster.adapt(minimum=settings.adapt[0], maximum=settings.adapt[1])
-        done += f", scaling between {settings.adapt[0]} and {settings.adapt[1]} workers"
+        done += f", scaling between {settings.adapt[0]} and {counted(settings.adapt[1], current.processes)}"
     elif n != len(cluster.plan) or ("n_workers" in given and cluster.adapting):
         if settings.background:
             cluster.scale(n)
         else:
             cluster.scale_until_ready(n, settings.wait, settings.timeout_s, on_status)
-        done += f", scaled to {n} workers"
+        done += f", scaled to {counted(n, current.processes)}"
     if cluster.warning:
         notes.append(cluster.warning)
     return Up(cluster, done, tuple(notes))

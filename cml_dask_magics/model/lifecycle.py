@@ -149,6 +149,6 @@ def with_usage_of(record: Record, session: SessionRecord) -> Record:
     return replace(
         record,
         core_s=record.core_s + session.cpu * used_s,
-        gib_s=record.gib_s + session.memory_gib * used_s,
+        gib_s=record.gib_s + (session.real_memory_gib or session.memory_gib) * used_s,
         gpu_s=record.gpu_s + session.gpu * used_s,
     )

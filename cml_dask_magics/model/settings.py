@@ -26,8 +26,9 @@ class Settings:
     """Everything that a cluster is made of, validated.
 
     Sizes are cores and GiB, durations seconds; ``None`` means "all" for `wait`, "never" for
-    `idle_timeout_s`, "off" for `adapt` and ``CDSW_READONLY_PORT`` for `dashboard_port`. `launch_options` holds the
-    keywords for ``scheduler`` and for ``workers``.
+    `idle_timeout_s`, "off" for `adapt` and ``CDSW_READONLY_PORT`` for `dashboard_port`. `n_workers`, `adapt`, `wait`
+    and `max_workers` count sessions, each of which has `processes` Dask workers. `launch_options` holds the keywords
+    for ``scheduler`` and for ``workers``.
     """
 
     n_workers: int
@@ -35,6 +36,7 @@ class Settings:
     cpu: float
     memory_gib: float
     gpu: int
+    processes: int
     scheduler_cpu: float
     scheduler_memory_gib: float
     scheduler_here: bool
@@ -104,13 +106,17 @@ def _directory(value: Any) -> Path:
 _WORKERS = readers.integer("a whole number of workers from 0 to max-workers", 0)
 _WAIT = readers.integer("a whole number of workers, 1 or more", 1)
 _PORT = readers.integer("a port from 1 to 65535", 1, 65535)
+_PROCESSES = readers.integer("a whole number of Dask workers, from 1 to 1024", 1, 1024)
 
 OPTIONS: tuple[Option, ...] = (
-    Option("n-workers", "n_workers", _WORKERS, "N", "number of workers", 2),
+    Option("n-workers", "n_workers", _WORKERS, "N", "number of workers, each in a session of its own", 2),
     Option("name", "name", readers.name, "NAME", "which cluster: letters, digits, - and _, up to 40", "default"),
     Option("cpu", "cpu", readers.cores, "CORES", "cores of each worker", 1),
     Option("memory", "memory_gib", readers.gib, "GIB", "GiB of each worker: 4, 4GiB or 4096MiB", 2),
     Option("gpu", "gpu", readers.integer("a whole number of GPUs, 0 or more", 0, 1024), "N", "GPUs of each worker", 0),
+    Option("processes", "processes", lambda v: None if v is None else _PROCESSES(v), "N",
+           "Dask workers in each session, which share its cores and memory; N and MIN:MAX count the sessions; "
+           "default: one for each GPU, or 1", new=True),
     Option("scheduler-cpu", "scheduler_cpu", readers.cores, "CORES", "cores of the scheduler", 1),
     Option("scheduler-memory", "scheduler_memory_gib", readers.gib, "GIB", "GiB of the scheduler", 2),
     Option("scheduler-here", "scheduler_here", readers.switch, "",
@@ -138,7 +144,6 @@ OPTIONS: tuple[Option, ...] = (
     Option("max-workers", "max_workers", readers.integer("a whole number, 1 or more", 1), default=500),
     Option("dashboard-link", "dashboard_link", readers.template, default="{app_url}/status"),
 )  # fmt: skip
-
 
 Spelling = Callable[[str], str]
 """How the user writes an option, given its name in the configuration."""
@@ -190,6 +195,8 @@ def make_settings(spelled: Spelling = as_keyword, **given: Any) -> Settings:
             raise ValueError(f"{source} must be {error}; not {_shown(option, value)}") from None
     if values["adapt"] and given.get("n_workers") is None:
         values["n_workers"] = max(1, values["adapt"][0])
+    if values["processes"] is None:
+        values["processes"] = max(1, values["gpu"])
     settings = Settings(**values)
     _check_together(settings, spelled)
     return settings
@@ -222,7 +229,9 @@ def settings_from_json(data: Mapping[str, Any]) -> Settings:
         raise TypeError("settings of another release")
     given = {**new, **data, **of_call, "tls": not data["tls"]}  # the option is no-tls
     try:
-        return Settings(**{option.field: option.read(given[option.field]) for option in OPTIONS})
+        values = {option.field: option.read(given[option.field]) for option in OPTIONS}
+        # Earlier releases had one worker in a session, whatever it had of GPUs.
+        return Settings(**{**values, "processes": values["processes"] or 1})
     except ValueError as error:
         raise TypeError(f"settings of the wrong kind: {error}") from None
 

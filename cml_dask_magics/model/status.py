@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 ClusterState = Literal["starting", "running", "degraded", "stopping", "lost"]
 """``degraded``: fewer workers than asked for. ``lost``: the scheduler is gone."""
@@ -39,9 +39,47 @@ class Usage:
     gpu_hours: float = 0.0
 
 
+class WorkerFigures(NamedTuple):
+    """What the scheduler last heard of one Dask worker.
+
+    Parameters
+    ----------
+    address : str
+        ``tls://100.66.1.4:40331``.
+    name : str
+        That of its session; where a session has several workers, with a hyphen and a number from 0 on behind it.
+    nthreads : int
+    memory_limit_bytes : int
+        0 for none.
+    session_memory_bytes : int
+        What its session has for everything in it; 0 if that is not known.
+    cpu_percent : float
+        Per cent of one core.
+    memory_bytes : int
+        Of the whole process.
+    spilled_bytes : int
+        On disk.
+    executing : int
+        Tasks running now.
+    is_paused : bool
+        Whether it starts no new tasks, for its memory.
+    """
+
+    address: str
+    name: str
+    nthreads: int
+    memory_limit_bytes: int
+    session_memory_bytes: int
+    cpu_percent: float
+    memory_bytes: int
+    spilled_bytes: int
+    executing: int
+    is_paused: bool
+
+
 @dataclass(frozen=True)
 class SessionStatus:
-    """One session of a cluster and the Dask process in it.
+    """One session of a cluster and the Dask process in it, or its Dask workers.
 
     Parameters
     ----------
@@ -53,13 +91,16 @@ class SessionStatus:
     ip_address : str or None
         The session's own address; None while the platform does not know it.
     address : str or None
-        The Dask process's address (``tls://100.66.1.4:40331``); None while Dask is not connected.
+        The Dask process's address (``tls://100.66.1.4:40331``), of several the first one's; None while none is
+        connected.
     nthreads : int
-        Threads of the worker; 0 while not connected and for the scheduler.
+        Threads of its workers; 0 while not connected and for the scheduler.
     cpu_percent, memory_bytes, memory_limit_bytes, spilled_bytes, executing
-        As the worker last reported: per cent of one core, bytes, bytes, bytes on disk, tasks running now.
+        As its workers last reported, together: per cent of one core, bytes, bytes, bytes on disk, tasks running now.
     is_paused : bool
-        Whether the worker starts no new tasks, for its memory.
+        Whether one of its workers starts no new tasks, for its memory.
+    workers : tuple of WorkerFigures
+        Each of them that is connected, by number.
     """
 
     session: str
@@ -74,6 +115,7 @@ class SessionStatus:
     spilled_bytes: int = 0
     executing: int = 0
     is_paused: bool = False
+    workers: tuple[WorkerFigures, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,14 +146,16 @@ class ClusterStatus:
     Parameters
     ----------
     requested : int
-        How many workers were asked for.
+        How many sessions of workers were asked for.
     adapt : tuple of int or None
-        ``(minimum, maximum)`` workers while Dask scales the cluster, else None.
+        ``(minimum, maximum)`` of them while Dask scales the cluster, else None.
+    processes : int
+        How many Dask workers each session has.
     idle_timeout_s, idle_s : float or None
         Seconds without work after which the scheduler ends the cluster, and seconds since it last
         worked; None for "never" and "it is working, or nobody knows".
     workers : tuple of SessionStatus
-        Sessions that hold, or will hold, a worker; ended ones are left out, failed ones are not.
+        Sessions that hold, or will hold, workers; ended ones are left out, failed ones are not.
     dashboard_link : str or None
         An address that the user's browser can open.
     read_only_link : str or None
@@ -123,7 +167,7 @@ class ClusterStatus:
     replaces_lost : bool
         Whether lost workers are replaced; False after several replacements in a row have failed.
     max_workers : int
-        The highest number of workers that can be requested.
+        The highest number of sessions that can be requested.
     why_pending : str
         Why sessions may have been pending for long, and what would fit; empty if none has.
     usual_start_s : float or None
@@ -138,6 +182,7 @@ class ClusterStatus:
     created_at: datetime
     requested: int
     adapt: tuple[int, int] | None = None
+    processes: int = 1
     idle_timeout_s: float | None = None
     idle_s: float | None = None
     scheduler: SessionStatus | None = None

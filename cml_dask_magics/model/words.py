@@ -10,12 +10,23 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def unit(processes: int) -> str:
+    """What a cluster is counted in: a session with one worker in it is simply called a worker."""
+    return "session" if processes > 1 else "worker"
+
+
+def counted(n: int, processes: int) -> str:
+    """``1 worker``, ``2 workers``; with several workers in a session ``2 sessions of 4 workers``."""
+    words = plural(n, unit(processes))
+    return f"{words} of {processes} workers" if processes > 1 else words
+
+
 def format_bytes(size: float) -> str:
     """``1.5 GiB``, ``96 MiB``: at most three digits."""
-    for unit, factor in _UNITS:
+    for name, factor in _UNITS:
         if size >= factor:
             value = size / factor
-            return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:.1f}".removesuffix(".0") + f" {unit}"
+            return f"{value:.0f} {name}" if value >= 99.95 else f"{value:.1f}".removesuffix(".0") + f" {name}"
     return f"{max(size, 0):.0f} B"
 
 

@@ -66,7 +66,7 @@ class Platform:
         Whether the user's browser can open the ports of sessions, directly or as ``distributed.dashboard.link`` in
         Dask's configuration says.
     cores, memory_gib : float
-        What one session can have at most.
+        What one session can have at most; where that is finite, all sessions share it.
     """
 
     backend: str

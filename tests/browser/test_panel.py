@@ -79,6 +79,47 @@ def test_the_panel_is_seen_starting_scales_stops_and_survives_a_reload(
         workspace.configure(start_delay_s=0.5)
 
 
+LONG = "import time\nclient.submit(time.sleep, 25, pure=False).result()"
+
+
+@pytest.mark.parametrize("ipykernel", ["", "7.3", "6"])
+def test_buttons_work_while_a_cell_computes_or_say_that_they_wait(
+    notebook: Notebook, tmp_path: Path, ipykernel: str
+) -> None:
+    """They work where the kernel has subshells, as ipykernel has since 7.0."""
+    write_notebook(tmp_path / "panel.ipynb", ["%load_ext cml_dask_magics\n%dask_up 1", LONG])
+    with jupyter(notebook.session, tmp_path, ipykernel=ipykernel) as address, browser_page() as page:
+        page.goto(f"{address}/lab/tree/panel.ipynb")
+        run_all(page)
+        panel = page.locator(".cdm-panel").first
+        panel.get_by_text("1 of 1 worker").first.wait_for()
+        cell = page.locator(".jp-Cell >> nth=1")
+        running = cell.locator(".jp-InputPrompt", has_text="[*]")
+        running.wait_for()
+        page.wait_for_timeout(3000)
+        waits = panel.get_by_text("buttons act when the cell is done")
+        if ipykernel == "6":
+            waits.wait_for()
+            press(panel, "Stop")
+            page.get_by_text("Pressed: it acts when the cell is done").wait_for()
+            assert running.is_visible()
+            panel.get_by_text("Stop 1 worker and the scheduler?").wait_for()
+            assert not running.is_visible() and not waits.is_visible()
+            press(panel, "Stop them")
+            page.get_by_text("Stopped cluster 'default': 2 sessions").first.wait_for()
+            return
+        assert not waits.is_visible()
+        panel.locator("input[type=number]").first.fill("2")
+        press(panel, "Scale")
+        panel.get_by_text("2 of 2 workers").first.wait_for()
+        assert running.is_visible(), "it worked while the cell ran"
+        press(panel, "Stop")
+        press(panel, "Stop them")
+        page.get_by_text("Stopped cluster 'default': 3 sessions").first.wait_for()
+        assert not notebook.workspace.alive()
+        cell.get_by_text("CancelledError").first.wait_for()
+
+
 CROWD = """
 from datetime import datetime, timezone
 from cml_dask_magics.display.actions import PanelActions
@@ -198,6 +239,33 @@ def test_each_control_does_what_it_says(notebook: Notebook, tmp_path: Path) -> N
         # The summary lists what it was made of.
         page.get_by_role("cell", name=left).or_(page.get_by_role("rowheader", name=left)).first.wait_for()
         workspace.wait_until(lambda: not workspace.alive(), 30)
+
+
+def test_the_workers_of_a_session_unfold_by_the_keyboard_and_stay_so(notebook: Notebook, tmp_path: Path) -> None:
+    write_notebook(tmp_path / "panel.ipynb", ["%load_ext cml_dask_magics\n%dask_up 1 --cpu 2 --memory 3 --processes 2"])
+    with jupyter(notebook.session, tmp_path) as address, browser_page() as page:
+        page.goto(f"{address}/lab/tree/panel.ipynb")
+        run_all(page)
+        panel = page.locator(".cdm-panel").first
+        panel.get_by_text("1 of 1 session, 2 workers").first.wait_for()
+        (session,) = [one.id for one in notebook.workspace.sessions() if one.alive and "--nworkers" in one.code]
+        worker = panel.get_by_text(f"{session}-1", exact=True)
+        assert not worker.is_visible()
+        panel.locator("summary").focus()
+        page.keyboard.press("Enter")
+        worker.wait_for()
+        # Drawn anew, as the worker's figures change.
+        drawn = worker.element_handle()
+        page.wait_for_function("row => !row.isConnected", arg=drawn)
+        assert worker.is_visible()
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == f"2 workers of session {session}"
+        page.keyboard.press("Enter")
+        worker.wait_for(state="hidden")
+        page.wait_for_timeout(2500)
+        assert not worker.is_visible(), "nor does the next drawing unfold it"
+        press(panel, "Stop")
+        press(panel, "Stop them")
+        page.get_by_text("Stopped cluster 'default'").first.wait_for()
 
 
 def test_several_clusters_are_one_list_that_follows_them(notebook: Notebook, tmp_path: Path) -> None:

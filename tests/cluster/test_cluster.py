@@ -23,6 +23,7 @@ from distributed.system import MEMORY_LIMIT
 from support.state_folder import local_sessions
 
 from cml_dask_magics import CMLCluster
+from cml_dask_magics.fleet.in_session import room_bytes
 from cml_dask_magics.fleet.launches import Launches
 from cml_dask_magics.fleet.opening import open_fleet
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
@@ -31,6 +32,7 @@ from cml_dask_magics.platforms.pool import Launched
 from cml_dask_magics.registry import registry as registry_module
 from cml_dask_magics.registry.files import write_private
 from cml_dask_magics.registry.registry import NameTakenError, Registry
+from cml_dask_magics.registry.run_folder import SESSION_PROGRAM
 from cml_dask_magics.registry.start_times import usual_start_s
 
 pytestmark = pytest.mark.dask
@@ -57,7 +59,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CMLCluster]:
             dask.config.set({"cml-dask-magics.state-directory": str(folder)}),
             dask.config.set({SPILL: 0.65, "of-mine.function": print}),
         ):
-            cluster = CMLCluster(1, name="default", gpu=2, env=env, idle_timeout="10 min")
+            cluster = CMLCluster(1, name="default", gpu=2, processes=1, env=env, idle_timeout="10 min")
     with cluster:
         yield cluster
     assert cluster.status == Status.closed
@@ -86,8 +88,9 @@ def test_a_with_block_computes_and_ends_its_cluster(state: Path) -> None:
         assert client.submit(sum, range(10)).result() == 45
         info = client.scheduler_info()["workers"].values()
         assert [worker["nthreads"] for worker in info] == [2, 2]
-        # A GiB less what the session's own process and the nanny need.
-        assert all(worker["memory_limit"] == 0.75 * 2**30 for worker in info)
+        # A GiB less what else runs in the session, and what a worker takes until its nanny ends it.
+        assert {worker["memory_limit"] for worker in info} == {2**30 - room_bytes(1)}
+        assert all(status.memory_limit_bytes == 2**30 - 450 * 10**6 for status in cluster.status().workers)
         assert {worker["name"] for worker in info} == cluster.plan == cluster.requested == cluster.observed
     assert not running(state)
     assert kernel_clusters.names(state) == []
@@ -202,6 +205,16 @@ def test_whoever_scales_last_has_the_last_word_though_another_kernel_is_not_done
         monkeypatch.setattr(Launches, "grow", grow_and_be_overtaken)
         cluster.scale(2)
         assert cluster.wanted == 1
+
+
+def test_what_an_older_release_started_grows_by_sessions_of_this_one(state: Path) -> None:
+    with CMLCluster(1, name="default") as cluster:
+        (program,) = state.glob(f"**/runs/*/{SESSION_PROGRAM}")
+        program.write_text("raise SystemExit('an older release')")
+        with CMLCluster.from_name("default") as again:
+            again.scale(2)
+            again.wait_for_workers(2, timeout=60)
+        assert cluster.status().requested == 2
 
 
 def test_letting_go_and_coming_back(state: Path) -> None:
@@ -320,6 +333,21 @@ def test_a_size_that_this_machine_does_not_have_counts_as_what_it_has(state: Pat
         assert cluster.settings.cpu == dask.system.CPU_COUNT
         assert cluster.settings.memory_gib == MEMORY_LIMIT / 2**30
         assert any("memory 60000 is more" in event.message for event in cluster.status().events)
+
+
+def test_more_workers_than_this_machines_memory_holds_are_made_smaller_or_refused(state: Path) -> None:
+    machine_gib = MEMORY_LIMIT / 2**30
+    with pytest.warns(UserWarning, match=r"memory .* for each of 8 workers is more than this machine's"):
+        cluster = CMLCluster(memory=machine_gib / 2, adapt=(1, 8))
+    with cluster:
+        assert cluster.settings.memory_gib <= machine_gib / 8
+        most = cluster.status().max_workers
+        assert 8 <= most < cluster.settings.max_workers
+        with pytest.raises(ValueError, match=rf"no room for {most + 1} workers .* but for {most}; .* smaller --memory"):
+            cluster.scale(most + 1)
+        with pytest.raises(ValueError, match="no room for"):
+            cluster.adapt(minimum=most + 1)
+        assert cluster.adapt(minimum=0, interval="1 hour").maximum == most
 
 
 def test_what_is_said_to_a_closed_cluster_object_is_answered(state: Path) -> None:

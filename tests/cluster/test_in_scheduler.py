@@ -40,7 +40,7 @@ class Scheduler:
         address = f"tcp://{name}:{len(self.workers)}"
         self.workers[address] = SimpleNamespace(
             address=address, name=name, nthreads=1, memory_limit=600 * MIB, metrics={"memory": memory_mib * MIB},
-            status=SimpleNamespace(name="running"),
+            extra={}, status=SimpleNamespace(name="running"),
         )  # fmt: skip
         for plugin in self.plugins.values():
             plugin.add_worker(self, address)

@@ -27,6 +27,7 @@ from support.readme import readme_configuration
 from support.state_folder import local_sessions
 
 from cml_dask_magics import CMLCluster
+from cml_dask_magics.fleet.in_session import room_bytes
 from cml_dask_magics.fleet.opening import open_fleet
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.model.times import Times
@@ -36,7 +37,7 @@ from cml_dask_magics.registry.registry import Registry
 pytestmark = pytest.mark.dask
 
 # A GiB less what the session's own process and the nanny need.
-WORKER_MEMORY = 0.75 * 2**30
+WORKER_MEMORY = 2**30 - room_bytes(1)
 
 
 def running(state: Path) -> set[str]:

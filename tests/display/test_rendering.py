@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from support.statuses import GIB, NASTY, NOW, Page, cluster, history, starting, worker
+from support.statuses import GIB, NASTY, NOW, Page, cluster, history, several, starting, worker
 
 from cml_dask_magics.display import document
 from cml_dask_magics.display import text as render
@@ -64,6 +64,17 @@ def test_a_script_that_reads_json_finds_exactly_the_promised_keys() -> None:
         "memory_bytes": GIB // 2,
         "memory_limit_bytes": 2 * GIB,
         "executing": 1,
+        "workers": [
+            {
+                "name": "worker0001",
+                "address": "tls://100.66.1.1:40331",
+                "nthreads": 2,
+                "cpu_percent": 50.0,
+                "memory_bytes": GIB // 2,
+                "memory_limit_bytes": 2 * GIB,
+                "executing": 1,
+            }
+        ],
     }
     assert found["usage"] == {"core_hours": 0.42, "gib_hours": 0.9, "gpu_hours": 0.0}
     assert found["events"][1] == {"at": "2026-01-31T12:12:00Z", "message": "4 workers ready"}
@@ -105,6 +116,58 @@ def test_a_narrow_terminal_loses_no_id_and_breaks_no_link() -> None:
     assert link in text
     assert "worker0003" in text
     assert "100.66.1.3" in text
+
+
+def of_several(**changes: Any) -> ClusterStatus:
+    """Two sessions of four workers each."""
+    return cluster(**{"requested": 2, "processes": 4, "workers": (several(0), several(1)), **changes})
+
+
+def test_sessions_with_several_workers_are_counted_as_sessions_and_as_workers() -> None:
+    assert render_words.workers_words(of_several()) == "2 of 2 sessions, 8 workers"
+    assert render_words.workers_words(of_several(adapt=(1, 3))) == "2 of 2 sessions, 8 workers, adaptive 1 to 3"
+    sums = totals(of_several())
+    assert (sums.ready, sums.workers, sums.nthreads, sums.executing) == (2, 8, 16, 8)
+    # One of four workers is still missing: their session is not ready, and what the three do counts.
+    three = several(1)
+    three = replace(three, state="starting", workers=three.workers[:3], nthreads=6, executing=3)
+    partly = of_several(workers=(several(0), three), state="degraded")
+    assert render_words.workers_words(partly) == "1 of 2 sessions, 7 workers"
+    assert totals(partly).nthreads == 14
+    assert render_words.count_words(partly) == ["1 of 2 sessions ready", "1 starting"]
+    assert "1 session is missing" in render_words.advice_words(partly)
+
+
+def test_the_workers_of_a_session_stand_under_it_in_the_text() -> None:
+    lines = render.to_text([of_several()], width=120, now=NOW).splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("worker0001 "))
+    assert " ".join(lines[at].split()) == "worker0001 100.66.1.1 running 206 % 2 / 8 GiB 8 4"
+    assert [line.split()[0] for line in lines[at + 1 : at + 5]] == [f"worker0001-{n}" for n in range(4)]
+    assert " ".join(lines[at + 4].split()) == "worker0001-3 53 % 512 MiB / 2 GiB 2 1"
+    assert lines[0] == "default: running, 2 of 2 sessions, 8 workers"
+    assert not any(line.startswith("  worker") for line in render.to_text([cluster()], now=NOW).splitlines())
+
+
+def test_json_has_the_sums_of_a_session_and_each_of_its_workers() -> None:
+    session = json.loads(document.to_json([of_several()]))["clusters"][0]["workers"][1]
+    assert (session["nthreads"], session["memory_limit_bytes"], session["executing"]) == (8, 8 * GIB, 4)
+    assert [worker["name"] for worker in session["workers"]] == [f"worker0001-{n}" for n in range(4)]
+    assert session["address"] == session["workers"][0]["address"]
+    assert sum(worker["cpu_percent"] for worker in session["workers"]) == session["cpu_percent"] == 206
+
+
+@pytest.mark.parametrize("dress", [classed, inline])
+def test_the_workers_of_a_session_are_folded_under_its_row(dress: Any) -> None:
+    page = Page(pieces(of_several(), dress))
+    folds = page.tags("details")
+    assert [fold["data-session"] for fold in folds] == ["worker0000", "worker0001"]
+    assert all("open" not in fold for fold in folds), "they are folded at first"
+    assert [summary["aria-label"] for summary in page.tags("summary")] == [
+        f"4 workers of session worker000{n}" for n in range(2)
+    ]
+    assert "worker0001-3" in page.words and "Sessions with 8 workers" in page.words
+    assert not Page(pieces(cluster(), dress)).tags("details")
+    assert NASTY not in pieces(of_several(workers=(several(0, session=NASTY),)), dress)
 
 
 def test_without_a_cluster_the_text_says_how_to_start_one() -> None:

@@ -14,13 +14,14 @@ from dataclasses import replace
 import pytest
 from support.memory_platform import HTML, Workspace
 
-from cml_dask_magics.cluster.scheduler import WorkerFigures
 from cml_dask_magics.cluster.snapshot import snapshot
 from cml_dask_magics.fleet.failure import describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.fleet.pending import why_pending
+from cml_dask_magics.model.lifecycle import with_usage_of
 from cml_dask_magics.model.record import Launch, Owner, Record, record_to_json
 from cml_dask_magics.model.settings import Settings
+from cml_dask_magics.model.status import WorkerFigures
 from cml_dask_magics.model.times import Times
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.platforms.pool import SessionPool
@@ -60,11 +61,11 @@ def registry(tmp_path):
 
 def make_settings(directory, **fields):
     settings = Settings(
-        n_workers=2, name="default", cpu=1.5, memory_gib=4, gpu=1, scheduler_cpu=1, scheduler_memory_gib=2,
-        scheduler_here=False, adapt=None,
-        wait=None, timeout_s=300, idle_timeout_s=3600, env={"A": "1"}, dashboard_port=None, local=False, tls=True,
-        background=False, client="client", cluster="cluster", state_directory=directory, python="python3",
-        launch_options={"scheduler": {}, "workers": {}}, max_workers=500, dashboard_link="{app_url}/status",
+        n_workers=2, name="default", cpu=1.5, memory_gib=4, gpu=1, processes=1, scheduler_cpu=1, scheduler_memory_gib=2,
+        scheduler_here=False, adapt=None, wait=None, timeout_s=300, idle_timeout_s=3600, env={"A": "1"},
+        dashboard_port=None, local=False, tls=True, background=False, client="client", cluster="cluster",
+        state_directory=directory, python="python3", launch_options={"scheduler": {}, "workers": {}}, max_workers=500,
+        dashboard_link="{app_url}/status",
     )  # fmt: skip
     return replace(settings, **fields)
 
@@ -228,11 +229,23 @@ def test_replacements_that_never_connected_are_counted_until_one_does(cluster, w
         cluster.observe(cluster.pool.listing())
         assert registry.read("default").failed_replacements == failed
     cluster.launches.grow(1, automatic=True)
-    cluster.note_connected(recorded(registry))
+    cluster.note_connected(recorded(registry), {})
     assert registry.read("default").failed_replacements == 0
     workspace.set("failed", *recorded(registry))
     cluster.observe(cluster.pool.listing())
     assert registry.read("default").failed_replacements == 0, "it had connected"
+
+
+def test_usage_counts_the_memory_that_a_session_really_has(cluster, registry):
+    cluster.launches.launch("worker", 2)
+    known, other = recorded(registry)
+    cluster.note_connected([known, other], {known: 3_900_000_000, other: 0})
+    sessions = {session.id: session for session in registry.read("default").sessions}
+    assert sessions[known].memory_gib == sessions[other].memory_gib == 4, "what was asked for"
+    assert (sessions[known].real_memory_gib, sessions[other].real_memory_gib) == (3_900_000_000 / 2**30, None)
+    for session, has in ((known, 3.9 * 10**9 / 2**30), (other, 4)):
+        ended = replace(sessions[session], running_at=1000.0, ended_at=4600.0)
+        assert with_usage_of(cluster.record, ended).gib_s == pytest.approx(has * 3600)
 
 
 def test_what_a_broken_launch_created_is_adopted_once_it_shows_that_it_is_ours(cluster, workspace, registry, ours):
@@ -604,7 +617,8 @@ def test_the_snapshot_of_a_cluster_shows_its_sessions_and_what_failed(cluster, r
     workspace.set("failed", workers[0])
     cluster.observe(cluster.pool.listing())
     address = "tls://100.66.0.9:40331"
-    status = snapshot(cluster, "degraded", {address: WorkerFigures(workers[1], 2, 5, 3.0, 0, 0, 0, is_paused=True)})
+    figures = WorkerFigures(address, workers[1], 2, 5, 9, 3.0, 0, 0, 0, is_paused=True)
+    status = snapshot(cluster, "degraded", {address: figures})
     shown = {worker.session: worker for worker in status.workers}
     assert shown[workers[0]].state == "failed"
     assert (shown[workers[1]].state, shown[workers[1]].address, shown[workers[1]].nthreads) == ("running", address, 2)

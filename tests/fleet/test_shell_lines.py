@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 from distributed.cli import dask_scheduler, dask_worker
+from distributed.protocol.pickle import dumps
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cml_dask_magics.cluster.scheduler import worker_key
 from cml_dask_magics.fleet import shell_lines
 from cml_dask_magics.model.settings import Settings
 
 pytestmark = [pytest.mark.dask, pytest.mark.xdist_group("shell lines")]
 
-GIB = 2**30
-
 
 def make_settings(**fields):
     settings = Settings(
-        n_workers=2, name="default", cpu=2, memory_gib=4, gpu=0, scheduler_cpu=1, scheduler_memory_gib=2,
+        n_workers=2, name="default", cpu=2, memory_gib=4, gpu=0, processes=1, scheduler_cpu=1, scheduler_memory_gib=2,
         scheduler_here=False, adapt=None,
         wait=None, timeout_s=300, idle_timeout_s=3600, env={}, dashboard_port=None, local=False, tls=True,
         background=False, client="client", cluster="cluster", state_directory=Path("/nowhere"), python=sys.executable,
@@ -215,23 +217,47 @@ def test_the_users_port_is_the_dashboards_and_only_on_loopback():
 
 @pytest.mark.parametrize(("cpu", "threads"), [(0.1, 1), (0.5, 1), (1, 1), (1.9, 1), (2, 2), (7.5, 7), (16, 16)])
 def test_a_worker_has_a_thread_for_each_whole_core(cpu, threads):
-    assert shell_lines.worker_nthreads(cpu) == threads
+    assert shell_lines.worker_nthreads(make_settings(cpu=cpu)) == threads
     assert f"--nthreads {threads} " in shell_lines.worker_line(make_settings(cpu=cpu))
 
 
-@pytest.mark.parametrize(
-    ("memory", "limit"), [(0.5, 0.25), (1, 0.75), (2, 1.75), (4, 3.6), (10, 9), (20, 19), (64, 63), (1024, 1023)]
+@pytest.mark.parametrize(("cpu", "processes", "threads"), [(4, 4, 1), (26, 4, 6), (2, 4, 1), (8, 3, 2)])
+def test_the_workers_of_a_session_share_its_cores(cpu, processes, threads):
+    line = shell_lines.worker_line(make_settings(cpu=cpu, processes=processes))
+    assert f"--nthreads {threads} " in line and f"--nworkers {processes}" in line
+    assert "--nworkers" not in shell_lines.worker_line(make_settings())
+
+
+# What lies at the border of what a session's id can be: one that ends like a worker's number.
+IDS = st.one_of(
+    st.from_regex(r"[a-z0-9]{1,16}", fullmatch=True), st.from_regex(r"[a-z0-9]{1,8}(-[0-9]{1,4}){1,2}", fullmatch=True)
 )
-def test_a_worker_leaves_room_for_its_sessions_own_process(memory, limit):
-    assert shell_lines.worker_memory_limit_bytes(memory) == pytest.approx(limit * GIB, abs=1)
-    assert f"--memory-limit {shell_lines.worker_memory_limit_bytes(memory)} " in shell_lines.worker_line(
-        make_settings(memory_gib=memory)
+
+
+@given(IDS, st.integers(1, 2000), st.integers(2, 2000))
+def test_a_workers_session_is_known_by_its_name_whatever_that_ends_in(session, number, processes):
+    assert shell_lines.session_reader(1)(session) == session
+    assert shell_lines.session_reader(processes)(f"{session}-{number}") == session
+
+
+def test_dasks_scheduler_reads_sessions_from_names_without_this_package():
+    sent = dumps(worker_key(shell_lines.session_reader(4)))
+    code = (
+        "import sys, types; sys.modules['cml_dask_magics'] = None\n"
+        "import pickle; key = pickle.loads(sys.stdin.buffer.read())\n"
+        "print(key(types.SimpleNamespace(name='ab-12-3')))"
     )
+    assert subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True).stdout == b"ab-12\n"
 
 
-def test_gpus_are_a_resource_where_dask_cuda_is_not_installed():
-    line = shell_lines.worker_line(make_settings(gpu=2))
-    assert "--resources GPU=2" in line
+@pytest.mark.parametrize(
+    ("gpus", "processes", "each", "dealt"),
+    [(2, 1, 2, False), (4, 4, 1, True), (4, 2, 2, True), (3, 2, 1, True), (1, 2, 1, False)],
+)
+def test_gpus_are_a_resource_where_dask_cuda_is_not_installed(gpus, processes, each, dealt):
+    line = shell_lines.worker_line(make_settings(gpu=gpus, processes=processes))
+    assert f"--resources GPU={each}" in line
+    assert ("--preload-nanny" in line) == dealt
     assert "cuda" not in line
     assert "GPU" not in shell_lines.worker_line(make_settings(gpu=0))
 
@@ -240,7 +266,9 @@ def test_dask_cuda_is_used_where_it_is_installed(tmp_path, monkeypatch):
     (tmp_path / "dask_cuda").mkdir()
     (tmp_path / "dask_cuda" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
-    line = shell_lines.worker_line(make_settings(gpu=2))
+    line = shell_lines.worker_line(make_settings(gpu=2, processes=2))
     assert '/session.py" cuda worker ' in line
-    assert "--resources" not in line
+    assert "--resources" not in line and "--nworkers" not in line
+    # It makes one worker for each GPU, and nothing else.
+    assert "cuda" not in shell_lines.worker_line(make_settings(gpu=2, processes=1))
     assert "cuda" not in shell_lines.worker_line(make_settings(gpu=0))

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from support.memory_platform import Workspace
 
-from cml_dask_magics.cluster.scheduler import WorkerFigures
 from cml_dask_magics.cluster.snapshot import snapshot
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.troubles import Troubles
 from cml_dask_magics.model.record import Owner, Record
 from cml_dask_magics.model.settings import make_settings
+from cml_dask_magics.model.status import WorkerFigures
 from cml_dask_magics.model.times import Times
 from cml_dask_magics.model.trouble import SHOWN_S, GivenUp, Trouble
 from cml_dask_magics.platforms.api import Platform
@@ -205,11 +205,11 @@ def test_a_task_that_was_given_up_is_told_with_the_deaths_over_it(
 def test_a_pause_is_shown_while_it_lasts(fleet: Fleet, died: Trouble, worker: str) -> None:
     Troubles(fleet).write([replace(died, kind="paused")], {worker})
     assert events(fleet)[0].startswith(f"worker {worker} is paused; it holds 500 of 600 MiB")
-    figures = WorkerFigures(worker, 1, 600 * MIB, 0.0, 500 * MIB, 0, 0, is_paused=True)
-    status = snapshot(fleet, "running", {"tcp://1.2.3.4:5": figures})
+    figures = WorkerFigures("tcp://1.2.3.4:5", worker, 1, 600 * MIB, 0, 0.0, 500 * MIB, 0, 0, is_paused=True)
+    status = snapshot(fleet, "running", {figures.address: figures})
     assert status.trouble == events(fleet)[0]
     assert [each.is_paused for each in status.workers if each.session == worker] == [True]
-    assert snapshot(fleet, "running", {"tcp://1.2.3.4:5": figures._replace(is_paused=False)}).trouble == ""
+    assert snapshot(fleet, "running", {figures.address: figures._replace(is_paused=False)}).trouble == ""
 
 
 def test_one_more_of_what_was_said_hides_nothing_that_says_more(fleet: Fleet, died: Trouble, worker: str) -> None:

@@ -220,6 +220,8 @@ def test_env_of_another_shape_is_a_bad_value_and_not_a_crash(configure, env):
         ("memory", "4096MiB", "memory_gib", 4.0),
         ("memory", 0.5, "memory_gib", 0.5),
         ("cpu", "0.5", "cpu", 0.5),
+        ("processes", "4", "processes", 4),
+        ("gpu", 4, "processes", 4),
         ("timeout", "90s", "timeout_s", 90.0),
         ("timeout", "5 min", "timeout_s", 300.0),
         ("timeout", "5min", "timeout_s", 300.0),
@@ -259,7 +261,7 @@ def test_without_anything_given_or_configured_the_documented_defaults_hold(confi
         2,
         0,
     )
-    assert (settings.scheduler_cpu, settings.scheduler_memory_gib) == (1, 2)
+    assert (settings.scheduler_cpu, settings.scheduler_memory_gib, settings.processes) == (1, 2, 1)
     assert (settings.adapt, settings.wait, settings.dashboard_port) == (None, None, None)
     assert (settings.timeout_s, settings.idle_timeout_s) == (300, 3600)
     assert (settings.local, settings.tls, settings.background) == (False, True, False)
@@ -534,6 +536,13 @@ def test_what_belongs_to_one_call_is_not_on_record_and_was_in_version_1(configur
     assert not {"client", "cluster", "background"} & set(data)
     of_version_1 = {**data, "client": "c", "cluster": "k", "background": True}
     assert settings_from_json(of_version_1) == settings_from_json(data) == make_settings()
+
+
+def test_a_record_from_before_there_were_processes_is_of_sessions_with_one_worker(configure):
+    configure()
+    data = settings_to_json(make_settings(gpu=4))
+    del data["processes"]
+    assert settings_from_json(data).processes == 1
 
 
 @pytest.mark.parametrize("field", ["n_workers", "state_directory", "dashboard_link", "adapt"])

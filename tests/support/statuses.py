@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from typing import Any
 
-from cml_dask_magics.model.status import ClusterStatus, Event, Sample, SessionStatus, Usage
+from cml_dask_magics.model.status import ClusterStatus, Event, Sample, SessionStatus, Usage, WorkerFigures
 
 NOW = datetime(2026, 1, 31, 12, 12, 0, tzinfo=timezone.utc)
 GIB = 2**30
@@ -26,8 +26,30 @@ def worker(index: int, **changes: Any) -> SessionStatus:
         memory_bytes=GIB // 2,
         memory_limit_bytes=2 * GIB,
         executing=1,
+        workers=(_figures(f"tls://100.66.1.{index}:40331", f"worker{index:04}"),),
     )
     return replace(ready, **changes)
+
+
+def _figures(address: str, name: str, cpu_percent: float = 50.0) -> WorkerFigures:
+    return WorkerFigures(address, name, 2, 2 * GIB, 10 * GIB, cpu_percent, GIB // 2, 0, 1, is_paused=False)
+
+
+def several(index: int, processes: int = 4, **changes: Any) -> SessionStatus:
+    """A session with several workers, each of which reports as much as `worker` does alone."""
+    name, address = f"worker{index:04}", f"tls://100.66.1.{index}"
+    workers = tuple(_figures(f"{address}:{40000 + n}", f"{name}-{n}", 50.0 + n) for n in range(processes))
+    together = worker(
+        index,
+        address=workers[0].address,
+        nthreads=2 * processes,
+        cpu_percent=sum(each.cpu_percent for each in workers),
+        memory_bytes=processes * GIB // 2,
+        memory_limit_bytes=2 * processes * GIB,
+        executing=processes,
+        workers=workers,
+    )
+    return replace(together, **changes)
 
 
 def cluster(**changes: Any) -> ClusterStatus:
@@ -62,7 +84,7 @@ def history(samples: int = 300, cpu_percent: float | None = None) -> tuple[Sampl
 
 
 def starting() -> ClusterStatus:
-    moving = {"ip_address": None, "address": None, "nthreads": 0}
+    moving = {"ip_address": None, "address": None, "nthreads": 0, "workers": ()}
     workers = (
         worker(0),
         worker(1),

@@ -29,6 +29,7 @@ _LOOKS = {
     "faint": f"color:{_FAINT};overflow-wrap:anywhere",
     "link": "color:var(--jp-content-link-color,#1976d2);text-decoration:underline;overflow-wrap:anywhere",
     "seen": f"margin-top:8px;color:{_FAINT}",
+    "waits": f"color:{_FAINT}",
     "advice": f"margin:6px 0;padding:4px 10px;border-left:3px solid {_COLOURS['warn']};overflow-wrap:anywhere",
     "error": f"margin:6px 0;padding:4px 10px;border-left:3px solid {_COLOURS['bad']};white-space:pre-wrap;"
     "overflow-wrap:anywhere",
@@ -51,6 +52,7 @@ _LOOKS = {
     "cell-r": "padding:3px 8px 3px 0;text-align:right;vertical-align:middle;white-space:nowrap;"
     "font-variant-numeric:tabular-nums;line-height:1.25",
     "id": "display:inline-block;min-width:9ch;font:12px var(--jp-code-font-family,monospace);overflow-wrap:anywhere",
+    "fold": f"color:{_FAINT};font-size:11px;cursor:pointer",
     "events": f"list-style:none;margin:6px 0 0;padding:6px 0 0;border-top:{_LINE};color:{_FAINT}",
     "event": "margin:0;padding:0;overflow-wrap:anywhere;white-space:pre-wrap",
     "when": "font-variant-numeric:tabular-nums;margin-right:10px",

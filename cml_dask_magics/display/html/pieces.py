@@ -28,7 +28,7 @@ from cml_dask_magics.display.words import (
     workers_words,
 )
 from cml_dask_magics.model.status import ClusterStatus, Event
-from cml_dask_magics.model.words import format_bytes, plural
+from cml_dask_magics.model.words import format_bytes, plural, unit
 
 _CPU = attrgetter("cpu_percent")
 _MEMORY = attrgetter("memory_bytes")
@@ -103,9 +103,9 @@ def busy(doing: str, dress: Dress) -> str:
     return f'<div role="status">{sign("starting", dress)} {text(doing)} …</div>' if doing else ""
 
 
-def note(words: str, dress: Dress) -> str:
-    """A note in faint letters; empty without words."""
-    return f'<div role="status"{dress("faint")}>{text(words)}</div>' if words else ""
+def waits(words: str, dress: Dress) -> str:
+    """A note that what is pressed has to wait, which the page looks for when something is; empty without words."""
+    return f'<div role="status"{dress("waits")}>{text(words)}</div>' if words else ""
 
 
 def preparing(name: str, dress: Dress) -> str:
@@ -129,8 +129,11 @@ def tiles(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
     tasks = graph(history, _TASKS, threads, "Tasks running", lambda count: f"{count:,.0f}", dress)
     cpu_bar, memory_bar = bar(cpu_percent / 100, dress), bar(share, dress, memory_ink(share))
     tasks_bar = bar(sums.executing / threads if threads else 0, dress)
+    counted = unit(status.processes).capitalize() + "s"
+    if status.processes > 1:
+        counted += f" with {plural(sums.workers, 'worker')}"
     tile = [
-        _tile("Workers", f"{sums.ready:,} of {status.requested:,}", "", bar(ready, dress, "good"), dress),
+        _tile(counted, f"{sums.ready:,} of {status.requested:,}", "", bar(ready, dress, "good"), dress),
         _tile(f"CPU of {plural(threads, 'thread')}", format_percent(cpu_percent), cpu, cpu_bar, dress),
         _tile(f"Memory{of_limit}", format_bytes(sums.memory_bytes), memory, memory_bar, dress),
         _tile("Tasks running", f"{sums.executing:,}", tasks, tasks_bar, dress),
@@ -145,7 +148,8 @@ def progress(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
     fills = "".join(f"<span{dress(f'fill-{ink}', width(count / total))}></span>" for ink, count in parts if count)
     words = text(" · ".join([*count_words(status, sums), *filter(None, [estimate_words(status)])]))
     return (
-        f'<div role="progressbar" aria-label="Workers ready" aria-valuemin="0" aria-valuemax="{status.requested}" '
+        f'<div role="progressbar" aria-label="{unit(status.processes).capitalize()}s ready" '
+        f'aria-valuemin="0" aria-valuemax="{status.requested}" '
         f'aria-valuenow="{sums.ready}" aria-valuetext="{words}"{dress("long")}>{fills}</div>'
         f"<div{dress('under')}>{words}</div>"
     )

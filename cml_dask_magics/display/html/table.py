@@ -1,4 +1,4 @@
-"""The table of a cluster's sessions as HTML: a row for the scheduler and one for each worker."""
+"""The table of a cluster's sessions as HTML: a row for each, its workers folded under it where it has several."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from cml_dask_magics.display.html.basics import sign, text
 from cml_dask_magics.display.html.graphs import bar, memory_ink
 from cml_dask_magics.display.html.looks import Dress, classed
 from cml_dask_magics.display.words import NO_VALUE, format_percent, phase_words
-from cml_dask_magics.model.status import SessionStatus
-from cml_dask_magics.model.words import format_bytes, format_memory
+from cml_dask_magics.model.status import SessionStatus, WorkerFigures
+from cml_dask_magics.model.words import format_bytes, format_memory, plural
 
 
 class Column(NamedTuple):
@@ -56,7 +56,10 @@ def table(
         return ""
     titles = "".join(_title(column, dress, sort, descending) for column in COLUMNS)
     rows = [] if scheduler is None else [_row(scheduler, now, dress, scheduler=True)]
-    rows += [_row(worker, now, dress) for worker in workers]
+    for worker in workers:
+        rows.append(_row(worker, now, dress))
+        if len(worker.workers) > 1:
+            rows.append(_folded(worker, dress))
     return (
         f"<div{dress('scroll')}>"
         f'<table aria-label="Scheduler and workers"{dress("table")}>'
@@ -66,8 +69,13 @@ def table(
 
 def _title(column: Column, dress: Dress, sort: str, descending: bool) -> str:
     order = f' aria-sort="{"descending" if descending else "ascending"}"' if column.key == sort else ""
-    width = f"width:{column.percent}%" if dress is classed else ""
-    return f'<th scope="col"{order}{dress("title-r" if column.numbers else "title", width)}>{column.title}</th>'
+    look = dress("title-r" if column.numbers else "title", _width(dress, column.percent))
+    return f'<th scope="col"{order}{look}>{column.title}</th>'
+
+
+def _width(dress: Dress, percent: int) -> str:
+    """The panel's columns have their widths, so that they do not move with what is in them."""
+    return f"width:{percent}%" if dress is classed else ""
 
 
 def _row(session: SessionStatus, now: datetime, dress: Dress, scheduler: bool = False) -> str:
@@ -86,12 +94,34 @@ def _row(session: SessionStatus, now: datetime, dress: Dress, scheduler: bool = 
     )
 
 
+def _folded(session: SessionStatus, dress: Dress) -> str:
+    """A row that unfolds into the workers of the session above it, in the same columns."""
+    words, name = plural(len(session.workers), "worker"), text(session.session)
+    others = sum(column.percent for column in COLUMNS[:-4])
+    rows = "".join(
+        f'<tr><th scope="row"{dress("cell", _width(dress, others))}>{text(worker.name)}'
+        + (f" <span{dress('label')}>paused</span></th>" if worker.is_paused else "</th>")
+        + "".join(
+            f"<td{dress('cell-r', _width(dress, column.percent))}>{cell}</td>"
+            for column, cell in zip(COLUMNS[-4:], _reported(worker, dress), strict=True)
+        )
+        + "</tr>"
+        for worker in session.workers
+    )
+    return (
+        f'<tr><td colspan="{len(COLUMNS)}"{dress("cell")}><details data-session="{name}">'
+        f'<summary aria-label="{words} of session {name}"{dress("fold")}>{words}</summary>'
+        f'<table aria-label="Workers of session {name}"{dress("table")}><tbody>{rows}</tbody></table>'
+        "</details></td></tr>"
+    )
+
+
 def _sign_of(session: SessionStatus) -> str:
     """The state whose sign a session has: a paused worker is as far from well as a cluster that lacks some."""
     return "degraded" if session.state == "running" and session.is_paused else session.state
 
 
-def _reported(worker: SessionStatus, dress: Dress) -> tuple[str, str, str, str]:
+def _reported(worker: SessionStatus | WorkerFigures, dress: Dress) -> tuple[str, str, str, str]:
     limit = worker.memory_limit_bytes
     share, spilled = (worker.memory_bytes / limit, worker.spilled_bytes / limit) if limit else (0.0, 0.0)
     note = ""

@@ -13,7 +13,7 @@ from cml_dask_magics.display.html.looks import classed
 from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, number, show
 from cml_dask_magics.display.safe import clean
 from cml_dask_magics.model.status import ClusterStatus, SessionStatus
-from cml_dask_magics.model.words import plural
+from cml_dask_magics.model.words import plural, unit
 
 if TYPE_CHECKING:
     from cml_dask_magics.display.panel.log_view import LogView
@@ -52,11 +52,12 @@ class Steering:
         self._actions, self._start, self._redraw, self._lock = actions, start, redraw, lock
         self._can_scale = self._can_stop = False
         self._scheduler = ""
+        self._unit = "worker"
         self._count = number("Workers", 1, 1)
         self._low, self._high = number("Adaptive from", 1, 0, "160px"), number("to", 1, 1, "90px")
         # The number that each box was last set to; if it shows another one, the user typed it.
         self._followed = {box: box.value for box in (self._count, self._low, self._high)}
-        self._scale = button("Scale", "Give the cluster this many workers", self._on_scale)
+        self._scale = button("Scale", "Scale the cluster to this number", self._on_scale)
         self._adapt = button(
             "Adapt", "Let Dask scale the cluster between these two as the work asks for", self._on_adapt
         )
@@ -72,7 +73,7 @@ class Steering:
             layout={"width": "270px"},
             tooltip="The scheduler and the workers on this page of the table",
         )
-        self._restart = button("Restart worker", "Restart the Dask worker in this session", self._on_restart)
+        self._restart = button("Restart worker", "Restart what Dask runs in this session", self._on_restart)
         self._show_log = button("Log", "Show what this session printed last", self._on_log)
         self._log = log
         self._more = ipywidgets.ToggleButton(
@@ -123,9 +124,13 @@ class Steering:
                 self._follow(self._high, status.adapt[1])
             elif self._actions.adapt is not None:
                 self._follow(self._high, max(status.requested, 1))
-            words = f"on: {status.adapt[0]:,} to {status.adapt[1]:,} workers" if status.adapt is not None else "off"
+            self._unit = unit(status.processes)
+            change(self._count, description=f"{self._unit.capitalize()}s")
+            words = (
+                f"on: {status.adapt[0]:,} to {status.adapt[1]:,} {self._unit}s" if status.adapt is not None else "off"
+            )
             change(self._adaptive, value=boxed(f"<span{classed('faint')}>{words}</span>"))
-            question = f"Stop {plural(len(status.workers), 'worker')} and the scheduler?"
+            question = f"Stop {plural(len(status.workers), self._unit)} and the scheduler?"
             change(self._question, value=boxed(question))
             if self._more.value:
                 self._offer(status, rows)
@@ -197,7 +202,7 @@ class Steering:
         low, high = sorted((self._low.value, self._high.value))
         adapt = self._actions.adapt
         if adapt is not None:
-            words = f"{low} to {high} workers"
+            words = f"{low} to {high} {self._unit}s"
             self._start(f"adapting from {words}", f"Could not adapt from {words}", lambda: adapt(low, high))
 
     def _on_restart(self, _: Any) -> None:

@@ -14,6 +14,7 @@ from cml_dask_magics.display.html.table import COLUMNS, Column, table
 from cml_dask_magics.display.listing import PAGE_ROWS, Chosen, Wanted, choose
 from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, show
 from cml_dask_magics.model.status import ClusterStatus
+from cml_dask_magics.model.words import unit
 
 _FILTER_FROM = 8
 """With fewer workers there is no filter."""
@@ -73,14 +74,14 @@ class WorkerTable:
         scheduler = None if narrowed or chosen.page else status.scheduler
         shown = table(scheduler, chosen.rows, now, classed, wanted.sort, wanted.descending)
         if narrowed and not chosen.rows:
-            shown = f"<div{classed('faint')}>No worker matches.</div>"
+            shown = f"<div{classed('faint')}>No {unit(status.processes)} matches.</div>"
         change(self._rows, value=boxed(shown))
         show(self.widget, bool(status.workers) or status.scheduler is not None)
         show(self._tools, narrowed or len(status.workers) >= _FILTER_FROM)
         show(self._pager, narrowed or chosen.found > PAGE_ROWS)
         first, last = chosen.page * PAGE_ROWS + 1, chosen.page * PAGE_ROWS + len(chosen.rows)
         matching = " that match" if narrowed else ""
-        where = f"{first:,} to {last:,} of {chosen.found:,} workers{matching}" if chosen.rows else ""
+        where = f"{first:,} to {last:,} of {chosen.found:,} {unit(status.processes)}s{matching}" if chosen.rows else ""
         change(self._where, value=where and boxed(f"<span{classed('faint')}>{where}</span>"))
         change(self._back, disabled=chosen.page == 0)
         change(self._on, disabled=last >= chosen.found)
