@@ -54,8 +54,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/$(PIP_INSTALL) --editable '.[notebooks]'
 	touch $@
 
-$(VENV)/.tests-installed: pyproject.toml | $(VENV)/bin/python
+# Other releases of ipykernel lie beside the installed one, for what a click does while a cell runs.
+$(VENV)/.tests-installed: pyproject.toml Makefile | $(VENV)/bin/python
 	$(BIN)/$(PIP_INSTALL) --editable '.[test]'
+	$(BIN)/$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/ipykernel-6 'ipykernel==6.*'
+	$(BIN)/$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/ipykernel-7.3 'ipykernel==7.3.*'
 	touch $@ $(VENV)/.installed
 
 $(OLDEST_VENV)/.tests-installed: pyproject.toml tests/oldest.txt | $(OLDEST_VENV)/bin/python

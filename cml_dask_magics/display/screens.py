@@ -7,9 +7,10 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
+from IPython.core.getipython import get_ipython
 from IPython.display import display
 from rich.console import Console
 
@@ -49,6 +50,7 @@ class Screens:
         self._finished: list[_Shown] = []
         self._list: ClusterList | None = None
         self._lock = threading.Lock()
+        self._cells: CellWatch | None = None
 
     @contextlib.contextmanager
     def starting(self, shell: Any, controls: Controls) -> Iterator[StatusCallback]:
@@ -56,8 +58,7 @@ class Screens:
         if in_notebook(shell):
             shown = self._panel_of(controls)
             shown.output.display()
-            # The kernel handles no clicks until the cell is done; the panel says so.
-            shown.panel.busy(True)
+            self._watch_cells(shell)
             try:
                 yield functools.partial(self._draw, shown)
             except BaseException as error:
@@ -66,7 +67,6 @@ class Screens:
                     self._finish(controls, shown, words, "failed")
                 raise
             finally:
-                shown.panel.busy(False)
                 if self._shown.get(controls.key) is shown:
                     self.follow(controls)
                     shown.output.refresh()
@@ -92,6 +92,8 @@ class Screens:
             self._panel_of(live[0]).output.display()
         elif live:
             self._display_list([self._panel_of(controls).panel for controls in live])
+        if live and (shell := get_ipython()) is not None:
+            self._watch_cells(shell)
         for controls in live:
             self.follow(controls)
 
@@ -102,6 +104,15 @@ class Screens:
             panel = shown.panel
             finish = functools.partial(self._finish, controls, shown)
             controls.follow(functools.partial(self._draw, shown), finish, lambda: panel.shown)
+
+    def _watch_cells(self, shell: Any) -> None:
+        """Have the panels say from now on, in cells that run for long, if their buttons have to wait."""
+        if self._cells is None or self._cells.shell is not shell:
+            self._cells = CellWatch(shell, self._tell_busy)
+
+    def _tell_busy(self, busy: bool) -> None:
+        for shown in list(self._shown.values()):
+            shown.panel.busy(busy)
 
     def _panel_of(self, controls: Controls) -> _Shown:
         if controls.key not in self._shown:
@@ -158,6 +169,48 @@ class Screens:
         for shown in [each for each in self._finished if each.panel is not last and each.panel not in listed]:
             self._finished.remove(shown)
             shown.panel.close()
+
+
+class CellWatch:
+    """Tells when a cell has been running for a while, and when it is done.
+
+    Parameters
+    ----------
+    shell : InteractiveShell
+        One that runs a cell just now.
+    tell : callable
+        ``tell(busy)``, from any thread.
+    after_s : float
+        Cells that take less are not told of.
+    """
+
+    def __init__(self, shell: Any, tell: Callable[[bool], None], after_s: float = 1.0) -> None:
+        self.shell = shell
+        self._tell = tell
+        self._after_s = after_s
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._begin()
+        shell.events.register("pre_run_cell", self._begin)
+        shell.events.register("post_run_cell", self._end)
+
+    def _begin(self, _info: Any = None) -> None:
+        with self._lock:
+            self._timer = timer = threading.Timer(self._after_s, lambda: self._tell_late(timer))
+            timer.daemon = True
+            timer.start()
+
+    def _tell_late(self, timer: threading.Timer) -> None:
+        with self._lock:
+            if self._timer is timer:
+                self._tell(True)
+
+    def _end(self, _result: Any = None) -> None:
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._tell(False)
 
 
 class _Shown:

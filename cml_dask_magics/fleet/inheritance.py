@@ -28,6 +28,14 @@ _KERNELS_OWN = ("scheduler", "shuffle", "pool", "get", "scheduler-address", "sch
 _COUNT_CORES = ("POLARS_MAX_THREADS", "RAYON_NUM_THREADS", "NUMBA_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
 
 
+def is_of_this_release(folder: Path) -> bool:
+    """Whether the sessions' program in a cluster's run folder is the one that this release's shell lines go with."""
+    try:
+        return (folder / SESSION_PROGRAM).read_text(encoding="utf-8") == _program()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def write_inheritance(folder: Path, settings: Settings) -> list[str]:
     """Write the sessions' program, and what it takes over, to the cluster's run folder.
 
@@ -55,8 +63,12 @@ def write_inheritance(folder: Path, settings: Settings) -> list[str]:
         "dask_variables": [name for name in settings.env if name.startswith("DASK_")],
     }
     write_private(folder / SESSION_DATA, json.dumps(data))
-    write_private(folder / SESSION_PROGRAM, Path(__file__).with_name("in_session.py").read_text(encoding="utf-8"))
+    write_private(folder / SESSION_PROGRAM, _program())
     return left_out
+
+
+def _program() -> str:
+    return Path(__file__).with_name("in_session.py").read_text(encoding="utf-8")
 
 
 def _working_directory() -> str:

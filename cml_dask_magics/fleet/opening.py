@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cml_dask_magics.fleet.fleet import Fleet
-from cml_dask_magics.fleet.inheritance import write_inheritance
+from cml_dask_magics.fleet.inheritance import is_of_this_release, write_inheritance
 from cml_dask_magics.fleet.sizes import check_worker_memory, fitted_together
 from cml_dask_magics.model.record import Record
 from cml_dask_magics.model.settings import (
@@ -30,7 +30,7 @@ from cml_dask_magics.registry.certificates import write_certificates
 from cml_dask_magics.registry.files import listed, write_private
 from cml_dask_magics.registry.kernels import this_kernel
 from cml_dask_magics.registry.registry import NameTakenError, Registry
-from cml_dask_magics.registry.run_folder import SCHEDULER_FILE, SESSION_PROGRAM
+from cml_dask_magics.registry.run_folder import SCHEDULER_FILE
 
 _pools: dict[tuple[str, Path], SessionPool] = {}
 
@@ -122,9 +122,9 @@ def open_fleet(registry: Registry, name: str, times: Times = USUAL) -> Fleet | N
         )
     settings = settings_of(record) or make_settings(name=name)
     fleet = Fleet(registry, _pool(platform, root, times), record, settings, times)
-    files = {entry.name for entry in listed(fleet.folder)}
-    if record.state in ("starting", "running") and files and SESSION_PROGRAM not in files:
-        write_inheritance(fleet.folder, fleet.settings)  # an older release's cluster
+    runs = record.state in ("starting", "running") and listed(fleet.folder)
+    if runs and not is_of_this_release(fleet.folder):  # what is launched from now on is of this one
+        write_inheritance(fleet.folder, fleet.settings)
     return fleet
 
 

@@ -38,6 +38,7 @@ _RECORD_FILE, _MENDED_FILE, _LOCK_FILE = "record.json", ".mended", "lock"
 _KEPT_RUNS = 10
 _LOCK_TRIES = 100
 _DELETED = "it was deleted"
+_CLOCK_TICK_S = 2.0
 # Errors of opening a file that last. Others may be temporary, on a network file system.
 _UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 
@@ -81,6 +82,7 @@ class Registry:
         self.directory = state_directory / PRIVATE_FOLDER
         self._lock = threading.RLock()
         self._locked: set[str] = set()
+        self._loaded: dict[Path, tuple[tuple[int, int, int], Record]] = {}
 
     def names(self) -> list[str]:
         """Sorted names of the clusters that have a record, or whose record was deleted while sessions may run."""
@@ -263,9 +265,20 @@ class Registry:
         return isinstance(record, Record) and record.name == name
 
     def _load(self, path: Path) -> Record | str:
-        """The record in a file, or why there is none, in words."""
+        """The record in a file, or why there is none, in words. A file that is as it was is not read again."""
         try:
-            return record_from_json(path.read_text())
+            # Opened, because on a network file system only that tells how a file is now.
+            with path.open(encoding="utf-8") as file:
+                found = os.fstat(file.fileno())
+                stamp = found.st_ino, found.st_mtime_ns, found.st_size
+                known = self._loaded.get(path)
+                if known is not None and known[0] == stamp:
+                    return known[1]
+                record = record_from_json(file.read())
+                # One that was written just now may be replaced within the same tick of the file system's clock.
+                if time.time() - found.st_mtime > _CLOCK_TICK_S:
+                    self._loaded[path] = stamp, record
+                return record
         except (FileNotFoundError, NotADirectoryError):
             return _DELETED
         except OSError as error:

@@ -79,6 +79,47 @@ def test_the_panel_is_seen_starting_scales_stops_and_survives_a_reload(
         workspace.configure(start_delay_s=0.5)
 
 
+LONG = "import time\nclient.submit(time.sleep, 25, pure=False).result()"
+
+
+@pytest.mark.parametrize("ipykernel", ["", "7.3", "6"])
+def test_buttons_work_while_a_cell_computes_or_say_that_they_wait(
+    notebook: Notebook, tmp_path: Path, ipykernel: str
+) -> None:
+    """They work where the kernel has subshells, as ipykernel has since 7.0."""
+    write_notebook(tmp_path / "panel.ipynb", ["%load_ext cml_dask_magics\n%dask_up 1", LONG])
+    with jupyter(notebook.session, tmp_path, ipykernel=ipykernel) as address, browser_page() as page:
+        page.goto(f"{address}/lab/tree/panel.ipynb")
+        run_all(page)
+        panel = page.locator(".cdm-panel").first
+        panel.get_by_text("1 of 1 worker").first.wait_for()
+        cell = page.locator(".jp-Cell >> nth=1")
+        running = cell.locator(".jp-InputPrompt", has_text="[*]")
+        running.wait_for()
+        page.wait_for_timeout(3000)
+        waits = panel.get_by_text("buttons act when the cell is done")
+        if ipykernel == "6":
+            waits.wait_for()
+            press(panel, "Stop")
+            page.get_by_text("Pressed: it acts when the cell is done").wait_for()
+            assert running.is_visible()
+            panel.get_by_text("Stop 1 worker and the scheduler?").wait_for()
+            assert not running.is_visible() and not waits.is_visible()
+            press(panel, "Stop them")
+            page.get_by_text("Stopped cluster 'default': 2 sessions").first.wait_for()
+            return
+        assert not waits.is_visible()
+        panel.locator("input[type=number]").first.fill("2")
+        press(panel, "Scale")
+        panel.get_by_text("2 of 2 workers").first.wait_for()
+        assert running.is_visible(), "it worked while the cell ran"
+        press(panel, "Stop")
+        press(panel, "Stop them")
+        page.get_by_text("Stopped cluster 'default': 3 sessions").first.wait_for()
+        assert not notebook.workspace.alive()
+        cell.get_by_text("CancelledError").first.wait_for()
+
+
 CROWD = """
 from datetime import datetime, timezone
 from cml_dask_magics.display.actions import PanelActions

@@ -32,6 +32,7 @@ from cml_dask_magics.platforms.pool import Launched
 from cml_dask_magics.registry import registry as registry_module
 from cml_dask_magics.registry.files import write_private
 from cml_dask_magics.registry.registry import NameTakenError, Registry
+from cml_dask_magics.registry.run_folder import SESSION_PROGRAM
 from cml_dask_magics.registry.start_times import usual_start_s
 
 pytestmark = pytest.mark.dask
@@ -204,6 +205,16 @@ def test_whoever_scales_last_has_the_last_word_though_another_kernel_is_not_done
         monkeypatch.setattr(Launches, "grow", grow_and_be_overtaken)
         cluster.scale(2)
         assert cluster.wanted == 1
+
+
+def test_what_an_older_release_started_grows_by_sessions_of_this_one(state: Path) -> None:
+    with CMLCluster(1, name="default") as cluster:
+        (program,) = state.glob(f"**/runs/*/{SESSION_PROGRAM}")
+        program.write_text("raise SystemExit('an older release')")
+        with CMLCluster.from_name("default") as again:
+            again.scale(2)
+            again.wait_for_workers(2, timeout=60)
+        assert cluster.status().requested == 2
 
 
 def test_letting_go_and_coming_back(state: Path) -> None:

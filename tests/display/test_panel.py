@@ -12,8 +12,10 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import comm
 import ipywidgets
 import pytest
+from comm import DummyComm
 from support.statuses import NASTY, NOW, Page, cluster, history, several, starting, worker
 
 from cml_dask_magics.display.actions import PanelActions
@@ -545,9 +547,35 @@ def test_old_events_can_be_looked_up(panel: Panel) -> None:
 
 def test_the_panel_says_when_a_click_has_to_wait(panel: Panel) -> None:
     panel.busy(True)
-    assert "a button pressed now works when the cell is done" in words(panel)
+    assert "buttons act when the cell is done" in words(panel)
     panel.busy(False)
     assert "busy" not in words(panel)
+
+
+def test_it_does_not_say_so_where_clicks_are_heard_beside_the_cell(panel: Panel) -> None:
+    # As a subshell hears of the first view on a page.
+    subshell = threading.Thread(target=lambda: setattr(panel.widget, "_view_count", 1))
+    subshell.start()
+    subshell.join()
+    panel.busy(True)
+    assert "busy" not in words(panel)
+    # A front end that sends to the cells' thread, later on.
+    panel.widget._view_count = 2
+    assert "buttons act when the cell is done" in words(panel)
+
+
+def test_clicks_go_where_the_front_end_sends_them_though_the_kernel_knows_better(monkeypatch: Any) -> None:
+    class Comm(DummyComm):
+        """As in ipykernel 7.4: it sends to where the widget last published from."""
+
+        def _reply_subshell_for(self, data: Any, default: Any) -> Any:
+            return None
+
+    monkeypatch.setattr(comm, "create_comm", lambda *_, **__: Comm())
+    panel = Panel(PanelActions(scale=print, stop=str))
+    for each in widgets(panel):
+        assert each.comm._reply_subshell_for({}, "of the front end") == "of the front end"
+    panel.close()
 
 
 def test_a_panel_that_was_closed_on_the_page_is_not_shown_and_any_other_may_be(panel: Panel) -> None:

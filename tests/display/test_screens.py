@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import ipywidgets
 import pytest
+from IPython.core.events import EventManager
 from support.statuses import cluster, worker
 
 from cml_dask_magics.display.actions import Controls, OnEnd, PanelActions
 from cml_dask_magics.display.panel import output as panel_output
 from cml_dask_magics.display.panel.output import VIEW
-from cml_dask_magics.display.screens import Screens
+from cml_dask_magics.display.screens import CellWatch, Screens
 from cml_dask_magics.model.status import ClusterStatus, StatusCallback
 
 
@@ -211,3 +215,17 @@ def test_a_new_list_is_made_when_all_of_the_former_have_ended(
     stage.show(cluster(name="a"), cluster(name="c"))
     assert lists() != [former]
     assert all("running" in line for line in lines())
+
+
+def test_a_cell_that_runs_for_long_is_told_of_and_that_it_is_done() -> None:
+    shell = SimpleNamespace(events=EventManager(None, {"pre_run_cell": None, "post_run_cell": None}))
+    told: list[bool] = []
+    late = threading.Event()
+    CellWatch(shell, lambda busy: (told.append(busy), late.set()), after_s=0.05)  # in a cell that runs
+    assert late.wait(10) and told == [True]
+    shell.events.trigger("post_run_cell", None)
+    assert told == [True, False]
+    shell.events.trigger("pre_run_cell", None)
+    shell.events.trigger("post_run_cell", None)
+    time.sleep(0.2)
+    assert told == [True, False, False], "a short cell is not told of"

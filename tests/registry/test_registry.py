@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -159,6 +160,22 @@ registry = Registry(Path(sys.argv[1]))
 for _ in range(60):
     registry.update("default", lambda record: replace(record, requested=record.requested + 1))
 """
+
+
+@pytest.mark.parametrize("age_s", [0, 60])
+def test_a_record_that_stayed_as_it_was_is_not_read_again_and_one_that_changed_is(registry, monkeypatch, age_s):
+    claimed = make_record()
+    registry.claim(claimed)
+    file = record_path(registry)
+    now = file.stat().st_mtime
+    os.utime(file, (now - age_s, now - age_s))
+    read = mock.Mock(wraps=record_from_json)
+    monkeypatch.setattr(registry_module, "record_from_json", read)
+    assert [registry.read(claimed.name) for _ in range(3)] == [claimed] * 3
+    # Within one tick of a coarse clock a file may be replaced by one that looks alike.
+    assert read.call_count == (1 if age_s else 3)
+    Registry(registry.state_directory).update(claimed.name, lambda record: replace(record, requested=7))
+    assert registry.read(claimed.name).requested == 7
 
 
 def test_no_change_is_lost_when_several_kernels_and_threads_write_at_once(registry):

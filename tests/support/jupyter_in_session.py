@@ -48,8 +48,11 @@ def write_notebook(path: Path, cells: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def jupyter(session: Session, folder: Path, app: str = "jupyterlab") -> Iterator[str]:
-    """Run ``jupyterlab`` or ``notebook`` in the session, on that folder; gives its address."""
+def jupyter(session: Session, folder: Path, app: str = "jupyterlab", ipykernel: str = "") -> Iterator[str]:
+    """Run ``jupyterlab`` or ``notebook`` in the session, on that folder; gives its address.
+
+    With another release of ipykernel, as ``6`` or ``7.3``, where one is given; `make` puts it beside the installed one.
+    """
     path = folder / "jupyter.sock"
     settings = folder / ".jupyter" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True, exist_ok=True)
@@ -61,6 +64,10 @@ def jupyter(session: Session, folder: Path, app: str = "jupyterlab") -> Iterator
     argv += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--ServerApp.allow_remote_access=True"]
     command, environment = session.command(argv)
     environment = environment | {"JUPYTER_CONFIG_DIR": str(folder / ".jupyter")}
+    if ipykernel:
+        other = Path(sys.prefix, f"ipykernel-{ipykernel}")
+        assert other.is_dir(), f"{other} is missing: make test-all installs it"
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(other), environment.get("PYTHONPATH"))))
     with (
         (folder / "jupyter.log").open("wb") as log,
         subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as server,

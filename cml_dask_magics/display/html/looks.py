@@ -29,6 +29,7 @@ _LOOKS = {
     "faint": f"color:{_FAINT};overflow-wrap:anywhere",
     "link": "color:var(--jp-content-link-color,#1976d2);text-decoration:underline;overflow-wrap:anywhere",
     "seen": f"margin-top:8px;color:{_FAINT}",
+    "waits": f"color:{_FAINT}",
     "advice": f"margin:6px 0;padding:4px 10px;border-left:3px solid {_COLOURS['warn']};overflow-wrap:anywhere",
     "error": f"margin:6px 0;padding:4px 10px;border-left:3px solid {_COLOURS['bad']};white-space:pre-wrap;"
     "overflow-wrap:anywhere",

@@ -103,9 +103,9 @@ def busy(doing: str, dress: Dress) -> str:
     return f'<div role="status">{sign("starting", dress)} {text(doing)} …</div>' if doing else ""
 
 
-def note(words: str, dress: Dress) -> str:
-    """A note in faint letters; empty without words."""
-    return f'<div role="status"{dress("faint")}>{text(words)}</div>' if words else ""
+def waits(words: str, dress: Dress) -> str:
+    """A note that what is pressed has to wait, which the page looks for when something is; empty without words."""
+    return f'<div role="status"{dress("waits")}>{text(words)}</div>' if words else ""
 
 
 def preparing(name: str, dress: Dress) -> str:

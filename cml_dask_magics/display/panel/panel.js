@@ -8,12 +8,13 @@ if (panel && !panel.cdmReady) {
 
   // One listener on the panel for all addresses: what it copies it reads from the page, so that no foreign text becomes
   // a script. Without a clipboard (a page that did not come over TLS) the older command copies the selection.
-  const copied = text => {
+  const say = words => {
     const toast = panel.querySelector('.cdm-toast');
-    toast.textContent = 'Copied ' + text;
+    toast.textContent = words;
     clearTimeout(toast.cdmTimer);
     toast.cdmTimer = setTimeout(() => toast.textContent = '', 2000);
   };
+  const copied = text => say('Copied ' + text);
   const copy = address => {
     const text = address.textContent;
     const byCommand = () => document.execCommand('copy') && copied(text);
@@ -23,6 +24,9 @@ if (panel && !panel.cdmReady) {
   panel.addEventListener('click', event => {
     const address = event.target.closest('.cdm-copy');
     address && copy(address);
+    // The kernel hears of it when the cell is done; who pressed is answered here, and now.
+    const button = event.target.closest('button');
+    button && panel.querySelector('.cdm-waits') && say('Pressed: it acts when the cell is done');
   });
 
   // One listener for all panels, on the window: JupyterLab's shortcuts listen on the document, and Enter and letters

@@ -56,6 +56,20 @@ def show(widget: Any, visible: bool) -> None:
     change(widget.layout, display=None if visible else HIDDEN)
 
 
+def hear_while_cells_run(widget: Any) -> None:
+    """Have clicks on a widget and its children handled where the front end sends them, and so beside a running cell.
+
+    JupyterLab 4.4 and Notebook 7.4 send them to a subshell, a thread of its own, where the kernel has them (ipykernel
+    7). ipykernel 7.4 overrules that: what is for a widget goes to where the widget last published from, and for one
+    that was made in a cell that is behind the cells that run (``BaseComm._reply_subshell_for`` in its
+    ``comm/comm.py``). Other kernels lack that method, and need nothing or have no choice.
+    """
+    for child in getattr(widget, "children", ()):
+        hear_while_cells_run(child)
+    if hasattr(widget.comm, "_reply_subshell_for"):
+        widget.comm._reply_subshell_for = lambda _data, front_ends_choice: front_ends_choice
+
+
 def close(widget: Any) -> None:
     """Close a widget and its children, layouts and styles, which ipywidgets leaves open."""
     for child in getattr(widget, "children", ()):
