@@ -182,11 +182,10 @@ def memory_words(trouble: Trouble) -> str:
     holds = format_memory(trouble.memory_bytes, trouble.limit_bytes, " of ")
     worker = f"{_nth(trouble, 'such case')}worker {trouble.worker}"
     if trouble.kind == "crowded":
-        has, limit = format_bytes(trouble.managed_bytes), format_bytes(trouble.limit_bytes)
+        has, others = format_bytes(trouble.managed_bytes), format_bytes(trouble.others_bytes)
         return (
-            f"{worker} holds most of the data; it has {has}, more than fits into its {limit}, and the others have "
-            f"{format_bytes(trouble.others_bytes)} on average: spread it with client.rebalance(), and let Dask choose "
-            "where tasks and scattered data go (no workers=)"
+            f"{worker} holds most of the data; it has {has} and spills to disk, the others have {others} on average: "
+            "spread it with client.rebalance(), and let Dask choose where tasks and scattered data go (no workers=)"
         )
     if trouble.kind == "stuck":
         return (

@@ -138,9 +138,8 @@ def test_a_paused_worker_is_said_with_what_it_waits_for() -> None:
     )
     crowded = replace(paused, kind="crowded", managed_bytes=round(2.4 * GIB), others_bytes=GIB // 10)
     assert memory_words(crowded) == (
-        "worker ab12 holds most of the data; it has 2.4 GiB, more than fits into its 1.6 GiB, and the others have 102 "
-        "MiB on average: spread it with client.rebalance(), and let Dask choose where tasks and scattered data go (no "
-        "workers=)"
+        "worker ab12 holds most of the data; it has 2.4 GiB and spills to disk, the others have 102 MiB on average: "
+        "spread it with client.rebalance(), and let Dask choose where tasks and scattered data go (no workers=)"
     )
     assert memory_words(replace(paused, kind="stuck")) == (
         "worker ab12 is stuck; it is paused at 1.3 of 1.6 GiB and runs nothing, because earlier tasks left 1.2 GiB "
