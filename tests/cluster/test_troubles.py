@@ -185,7 +185,7 @@ def test_a_leak_that_grows_with_each_task(cluster: CMLCluster, client: Client, l
 @pytest.mark.long
 def test_all_data_on_one_worker(cluster: CMLCluster, client: Client, limit: int) -> None:
     worker = sorted(cluster.plan)[0]
-    futures = client.map(load, [limit // 8] * 14, range(14), workers=[worker], pure=False)
+    futures = client.map(load, [limit // 16] * 28, range(28), workers=[worker], pure=False)
     said = told(cluster, f"worker {worker} holds most of the data; it has ")
     assert "client.rebalance()" in said and "(no workers=)" in said
     wait(futures)
