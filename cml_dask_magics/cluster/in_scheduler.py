@@ -183,6 +183,8 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
             self._note_status(topic, msg["status"])
         elif action == "remove-worker" and topic == "all":
             self._note_removal(msg)
+        elif action == "restart-workers" and topic == "all":
+            self._note_restart(msg["workers"])
 
     def news(self, since: int) -> tuple[list[dict[str, Any]], int]:
         """The troubles that are new, or better known, since a change; and the number of the last change."""
@@ -263,6 +265,12 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
             {"key": min(keys, key=str), "n": len(keys), "total": self._counted(("given up", kind), len(keys))}
             for kind, keys in kinds.items()
         )
+
+    def _note_restart(self, addresses: list[str]) -> None:
+        """Dask tells of a restart when it is over; a worker that was slow to end was killed for it."""
+        for death in self._troubles:
+            if death.kind == "died" and not death.over_memory_bytes and death.worker.address in addresses:
+                death.kind, death.change = "meant", self._next_change()
 
     def _is_given_up(self, task: Any) -> bool:
         return task is not None and task.state == "erred" and task.suspicious > self._scheduler.allowed_failures

@@ -75,21 +75,23 @@ class Troubles:
     def _is_clear(self, trouble: Trouble, connected: Set[str]) -> bool:
         """Whether it is known how a worker died, or will not be known any more."""
         fleet = self._fleet
-        if trouble.kind != "died" or trouble.over_memory or trouble.worker in connected:
+        if trouble.kind != "died" or trouble.over_memory:
             return True
         if fleet.ended_as(fleet.session_of(trouble.worker)):
             return True
         if trouble.number not in self._heard_at:
             self._heard_at[trouble.number] = time.monotonic()
             fleet.pool.look_now()
-        return time.monotonic() - self._heard_at[trouble.number] > fleet.times.unclear_s
+        waited_s = time.monotonic() - self._heard_at[trouble.number]
+        # The scheduler tells a little later if it is back because somebody had it restarted.
+        return waited_s > (fleet.times.back_s if trouble.worker in connected else fleet.times.unclear_s)
 
     def _with_trouble(self, record: Record, trouble: Trouble, connected: Set[str]) -> Record:
         """The record with what is to be said of a trouble."""
         session = self._fleet.session_of(trouble.worker)
         on_record = next((each for each in record.sessions if each.id == session), None)
         ended = self._fleet.ended_as(session)
-        if _was_told_to_end(record, on_record) or ended == "stopped":
+        if trouble.kind == "meant" or ended == "stopped" or _was_told_to_end(record, on_record):
             return record
         if trouble.kind != "died":
             return _with_sentence(record, trouble, memory_words(trouble), is_news(trouble))

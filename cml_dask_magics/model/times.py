@@ -36,8 +36,9 @@ class Times:
         Dask itself notices after 30 s that a connection is cut, and a worker that notices ends.
     beat_s, lease_s : float
         Between two heartbeats of the kernel that steers; how long others wait for one before they take over.
-    unclear_s : float
-        How long to wait for the platform, or for a worker to come back, to know how a worker died.
+    unclear_s, back_s : float
+        How long to wait for the platform, or for a worker to come back, to know how a worker died; and, when it is
+        back, for the scheduler to say that it was restarted on purpose.
     steer_s : float
         Between two rounds of the supervisor.
     pending_s : float
@@ -80,6 +81,7 @@ class Times:
     beat_s: float = 5.0
     lease_s: float = 20.0
     unclear_s: float = 10.0
+    back_s: float = 2.0
     steer_s: float = 2.0
     pending_s: float = 60.0
     report_s: float = 0.5

@@ -47,7 +47,8 @@ class Trouble:
     ----------
     number : int
         Counts the troubles of one scheduler, from 1.
-    kind : "died", "paused", "stuck" or "crowded"
+    kind : "died", "meant", "paused", "stuck" or "crowded"
+        Meant: it died in a restart that was asked for, which is no trouble.
         Stuck: paused, and without tasks or data of Dask's whose end would free memory. Crowded: it spills, and the
         others have little.
     at : float
@@ -73,7 +74,7 @@ class Trouble:
     """
 
     number: int
-    kind: Literal["died", "paused", "stuck", "crowded"]
+    kind: Literal["died", "meant", "paused", "stuck", "crowded"]
     at: float
     worker: str
     memory_bytes: int

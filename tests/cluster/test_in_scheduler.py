@@ -131,6 +131,18 @@ def test_what_ends_as_it_was_told_to_is_no_trouble(
     assert [trouble["worker"] for trouble in news()] == ["stays"]
 
 
+def test_a_worker_that_is_slow_to_end_for_a_restart_is_no_trouble(
+    scheduler: Scheduler, news: Callable[[], list[dict[str, Any]]]
+) -> None:
+    slow, other, greedy = (scheduler.add(name) for name in ("slow", "other", "greedy"))
+    scheduler.over_memory(greedy)
+    for address in (slow, other, greedy):
+        scheduler.remove(address)
+    assert [trouble["kind"] for trouble in news()] == ["died"] * 3
+    scheduler.log("all", action="restart-workers", workers=[slow, greedy])
+    assert [(trouble["kind"], trouble["worker"]) for trouble in news()] == [("meant", "slow")]
+
+
 def test_a_task_that_is_given_up_is_told_with_every_worker_that_died_over_it(
     scheduler: Scheduler, news: Callable[[], list[dict[str, Any]]]
 ) -> None:

@@ -105,7 +105,7 @@ def test_a_task_that_outgrows_its_workers_is_told_at_once_and_when_it_is_given_u
     with pytest.raises(KilledWorker):
         future.result(timeout=120)
     words = f"task 'grow-12' failed: 4 workers went over their memory ({size}) while they ran it: {HELPS}"
-    assert told(cluster, "failed", within_s=5) == words
+    assert told(cluster, "failed", within_s=15) == words
     said = events(cluster)
     assert first in said and words in said
     assert sum("went over its" in event for event in said) <= 2, "once for each worker"
@@ -120,7 +120,7 @@ def test_a_session_that_is_killed_whole_is_told(cluster: CMLCluster, client: Cli
         assert time.monotonic() < deadline
         time.sleep(0.1)
     kill(state, victim)
-    said = told(cluster, f"session {victim} ended without having been told to", "1 task runs again", within_s=5)
+    said = told(cluster, f"session {victim} ended without having been told to", "1 task runs again", within_s=15)
     assert said.endswith(HELPS) and f"of {format_bytes(limit)} when last heard" in said
     assert f"session {victim} (worker) ended: succeeded" not in events(cluster), "once"
     future.cancel()
@@ -131,14 +131,14 @@ def test_a_worker_whose_process_is_killed_is_told_with_the_signal(cluster: CMLCl
     worker = cluster.cached_status().workers[0]
     (pid,) = client.run(os.getpid, workers=[worker.address]).values()
     os.kill(pid, 9)
-    said = told(cluster, f"worker {worker.session} was killed by signal 9 and was restarted", within_s=10)
+    said = told(cluster, f"worker {worker.session} was killed by signal 9 and was restarted")
     assert said.endswith(f"its log may say why (%dask_status x --logs {worker.session})")
 
 
 @pytest.mark.long
 def test_a_paused_worker_is_told_for_as_long_as_it_is(cluster: CMLCluster, client: Client, limit: int) -> None:
     future = client.submit(hold, 0.87, limit, 8, pure=False)
-    said = told(cluster, "is paused; it holds", within_s=10)
+    said = told(cluster, "is paused; it holds")
     assert "more memory (--memory)" in said
     assert any(worker.is_paused for worker in cluster.cached_status().workers)
     assert "paused" in to_text([cluster.cached_status()]).partition("Threads")[2]
@@ -156,7 +156,7 @@ def test_what_ends_on_purpose_is_no_trouble(cluster: CMLCluster, client: Client)
     time.sleep(3)
     cluster.scale(0)
     time.sleep(3)
-    assert cluster.status().trouble == ""
+    assert cluster.status().trouble == "", events(cluster)
     assert not any("died" in event or "gone" in event or "ended" in event for event in events(cluster))
 
 

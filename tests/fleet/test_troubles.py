@@ -37,7 +37,7 @@ def make_fleet(workspace: Workspace, tmp_path: Path) -> Callable[[], Fleet]:
     """A cluster with two workers, as one more kernel of the same session holds it."""
     registry = Registry(tmp_path / "state")
     settings = replace(make_settings(name="default"), state_directory=registry.state_directory, local=False)
-    times = Times(missing_s=0.3, unclear_s=0.2)
+    times = Times(missing_s=0.3, unclear_s=0.2, back_s=0.0)
 
     def make() -> Fleet:
         record = registry.read("default")
@@ -146,6 +146,11 @@ def test_a_worker_that_comes_back_without_a_word_died(fleet: Fleet, died: Troubl
     assert events(fleet)[0].startswith(
         f"worker {worker} died and was restarted; it held 500 of 600 MiB when last heard"
     )
+
+
+def test_a_worker_that_was_restarted_on_purpose_is_no_trouble(fleet: Fleet, died: Trouble, worker: str) -> None:
+    Troubles(fleet).write([replace(died, kind="meant")], {worker})
+    assert events(fleet) == [] and fleet.record.trouble is None and fleet.record.troubles_written == 1
 
 
 def test_a_worker_of_which_nothing_comes_to_be_known_is_told_in_the_end(
