@@ -135,7 +135,7 @@ def test_a_session_is_restarted_with_all_its_workers(two: CMLCluster, client: Cl
 def test_dask_scales_in_whole_sessions(two: CMLCluster, client: Client) -> None:
     adaptive = two.adapt(minimum=1, maximum=2, interval="100ms", target_duration="100ms")
     eventually(lambda: len(client.nthreads()) == PROCESSES and len(two.plan) == 1)
-    futures = client.map(lambda _: time.sleep(0.2), range(200), pure=False)
+    futures = client.map(lambda _: time.sleep(0.2), range(5000), pure=False)  # more than are done meanwhile
     eventually(lambda: len(client.nthreads()) == 2 * PROCESSES)
     assert len(two.plan) == 2
     client.cancel(futures)
