@@ -102,7 +102,8 @@ class _Trouble:
     nth: int
     nth_of_worker: int
     change: int  # when it was last changed, in changes of all troubles
-    at: float = field(default_factory=time.time)
+    # Not `time.time` itself: what a user (or a test) put in its place could not be pickled.
+    at: float = field(default_factory=lambda: time.time())
     unmanaged_bytes: int = 0
     managed_bytes: int = 0
     others_bytes: int = 0

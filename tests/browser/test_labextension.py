@@ -84,7 +84,7 @@ def test_the_side_bar_starts_lists_scales_adapts_and_stops_two_clusters(
         for cluster in (first, second):
             expect(cluster).to_contain_text("Number of Workers: 2")
             expect(cluster).to_contain_text("Number of Cores: 2")
-            expect(cluster).to_contain_text("Memory: 3.50 GiB")
+            expect(cluster).to_contain_text("Memory: 2.70 GiB")
             expect(cluster).to_contain_text("Scheduler Address: tls://100.")
         assert len(workspace.alive()) == 6
 
