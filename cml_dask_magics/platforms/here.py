@@ -76,13 +76,16 @@ class SomeHere:
 
     def list_workers(self) -> list[dict[str, Any]]:
         """The sessions that this one launched, there and here."""
-        return [*self._api.list_workers(), *self._here.list_workers()]
+        there = self._api.list_workers()
+        # What is no list is for `pool` to complain about.
+        return [*there, *self._here.list_workers()] if isinstance(there, (list, tuple)) else there
 
     def stop_workers(self, *worker_id: str) -> list[Any]:
         """Stop sessions by id; one beside another session's kernel ends by itself once its cluster's files are gone."""
-        of_others = {path.stem for path in self._directory.glob("of-*/*.json")}
-        here = [session for session in worker_id if session in {one["id"] for one in self._here.list_workers()}]
-        there = [session for session in worker_id if session not in here and session not in of_others]
+        beside_a_kernel = {path.stem for path in self._directory.glob("of-*/*.json")}
+        mine = {session["id"] for session in self._here.list_workers()}
+        here = [session for session in worker_id if session in mine]
+        there = [session for session in worker_id if session not in beside_a_kernel]
         answers = dict.fromkeys(worker_id, Response(204))
         if here:
             answers |= dict(zip(here, self._here.stop_workers(*here), strict=True))
