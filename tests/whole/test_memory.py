@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from support.notebook import Notebook
 
+from cml_dask_magics.model.words import format_bytes
+
 pytestmark = pytest.mark.workspace
 
 # Takes 1 GB a second until somebody ends it.
@@ -39,6 +41,11 @@ def launches(notebook: Notebook) -> int:
     return sum(call.caller == notebook.session.id and not call.message for call in notebook.workspace.calls("launch"))
 
 
+def limit_of(notebook: Notebook) -> int:
+    """What each Dask worker may use, in bytes."""
+    return int(notebook.status()["workers"][0]["workers"][0]["memory_limit_bytes"])
+
+
 def sessions_of(notebook: Notebook) -> set[str]:
     return {worker["session"] for worker in notebook.status()["workers"]}
 
@@ -61,6 +68,11 @@ def test_a_task_that_grows_by_a_gigabyte_a_second_costs_a_worker_and_no_session(
     assert sessions_of(limited) == before and launches(limited) == launched
     events = [event["message"] for event in limited.status()["events"]]
     assert not any("ended" in event for event in events), events
+    assert any("went over its" in event and "(--memory)" in event for event in events), events
+    # Where a person looks who does not read the events.
+    gave_up = f"workers went over their memory ({format_bytes(limit_of(limited))}) while they ran it"
+    assert gave_up in " ".join(limited.run("%dask_status --text").split())
+    assert gave_up in limited.kernel.run("cluster").text
 
 
 def test_workers_are_told_of_the_memory_that_their_session_has(limited: Notebook) -> None:
