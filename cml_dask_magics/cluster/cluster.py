@@ -662,7 +662,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
                 await self._ask_dask()
             except TimeoutError:
                 reason = nobody_ready_message(self._fleet, timeout_s)
-                raise StartFailedError(describe_failure(self._fleet, self.observed, reason, new)) from None
+                message = describe_failure(self._fleet, self.observed, reason, new, timed_out=True)
+                raise StartFailedError(message) from None
             finally:
                 reporting.cancel()
             self._warn_if_partly_ready(Readiness(len(self.observed), wanted, time.monotonic() - began), timeout_s)
@@ -746,8 +747,12 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     def _start_adapting(self, Adaptive: type[Adaptive], **kwargs: Any) -> Any:  # noqa: N803 - Dask's name
         adaptive = super().adapt(Adaptive, **kwargs)
-        adaptive.maximum = int(min(adaptive.maximum, most_sessions(self.settings, self.platform)))
+        adaptive.maximum = self._at_most(adaptive.maximum)
         return adaptive
+
+    def _at_most(self, maximum: float) -> int:
+        """The highest number for adaptive scaling, where there is no room for `maximum`."""
+        return int(min(maximum, most_sessions(self.settings, self.platform)))
 
     def _stop_adapting(self) -> None:
         if self._fleet.record.adapt:
@@ -767,7 +772,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             return
         if limits is None:
             self._drop_adaptive()
-        elif adaptive is None or limits != (adaptive.minimum, adaptive.maximum):
+        elif adaptive is None or (limits[0], self._at_most(limits[1])) != (adaptive.minimum, adaptive.maximum):
             self._start_adapting(SessionAdaptive, minimum=limits[0], maximum=limits[1])
 
     # Workers

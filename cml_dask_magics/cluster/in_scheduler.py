@@ -64,7 +64,10 @@ def report(scheduler: Any, sent: dict[str, Any]) -> dict[str, Any]:
     gone = [address for address in figures_sent if address not in scheduler.workers]
     for address in gone:
         del figures_sent[address]
-    troubles, sent["troubles"] = scheduler.plugins[PLUGIN].news(sent["troubles"])
+    try:
+        troubles, sent["troubles"] = scheduler.plugins[PLUGIN].news(sent["troubles"])
+    except Exception:  # the figures must come, whatever this misses
+        troubles = []
     since = scheduler.check_idle()
     return {
         "changed": changed,
@@ -72,6 +75,11 @@ def report(scheduler: Any, sent: dict[str, Any]) -> dict[str, Any]:
         "troubles": troubles,
         "idle_s": max(0.0, time.time() - since) if since else None,
     }
+
+
+def _shown(key: Any) -> str:
+    """A key as it is told: some hold all that they were made of."""
+    return str(key)[:200]
 
 
 def _is_stuck(worker: Any) -> bool:
@@ -110,7 +118,8 @@ class _Trouble:
     over_memory_bytes: int = 0  # what the nanny saw when it ended the worker; 0 if it did not
     tasks: set[Any] = field(default_factory=set)  # keys that the worker had to compute
     run_again: int = 0
-    lost: tuple[str, ...] = ()
+    lost: str = ""
+    n_lost: int = 0
     given_up: tuple[dict[str, Any], ...] = ()
 
     def as_told(self, deaths: list[_Trouble]) -> dict[str, Any]:
@@ -120,7 +129,7 @@ class _Trouble:
             over_it = [death for death in deaths if each["key"] in death.tasks]
             given_up.append(
                 {
-                    "key": str(each["key"]),
+                    "key": _shown(each["key"]),
                     "n": each["n"],
                     "total": each["total"],
                     "workers": [str(death.worker.name) for death in over_it],
@@ -142,6 +151,7 @@ class _Trouble:
             "over_memory": bool(self.over_memory_bytes),
             "run_again": self.run_again,
             "lost": self.lost,
+            "n_lost": self.n_lost,
             "given_up": given_up,
         }
 
@@ -256,7 +266,8 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
             return
         death = self._new("died", worker, over_memory_bytes)
         death.tasks = event["processing-tasks"]
-        death.lost = tuple(sorted(map(str, event["lost-scattered-tasks"])))
+        lost = event["lost-scattered-tasks"]
+        death.lost, death.n_lost = min(map(_shown, lost), default=""), len(lost)
         failed = [task for task in map(self._scheduler.tasks.get, death.tasks) if self._is_given_up(task)]
         death.run_again = len(death.tasks) + len(event["lost-computed-tasks"]) - len(failed)
         kinds: dict[str, list[Any]] = {}

@@ -214,8 +214,7 @@ class SessionAdaptive(Adaptive):  # type: ignore[misc]
 
     async def workers_to_close(self, target: int) -> list[str]:
         """Which sessions to end; none while the scheduler cannot be reached."""
-        if self.worker_key is None:
-            self.worker_key = worker_key(self.cluster.session_of)
+        self.worker_key = worker_key(self.cluster.session_of)
         try:
             names = set(map(str, await super().workers_to_close(target * self._processes)))
         except OSError:

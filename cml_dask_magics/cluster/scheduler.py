@@ -274,5 +274,8 @@ def _read(answer: Any) -> _News:
     if not isinstance(answer, Mapping) or "changed" not in answer:
         raise OSError(f"the scheduler did not send the figures of its workers: {answer!r:.300}")
     changed = {address: WorkerFigures(address, *figures) for address, figures in answer["changed"].items()}
-    troubles = msgspec.convert(answer["troubles"], tuple[Trouble, ...])
+    try:
+        troubles = msgspec.convert(answer["troubles"], tuple[Trouble, ...])
+    except msgspec.ValidationError:  # another release's
+        troubles = ()
     return _News(changed, tuple(answer["gone"]), troubles, answer["idle_s"])

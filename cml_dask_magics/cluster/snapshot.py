@@ -68,7 +68,7 @@ def snapshot(
         history=tuple(history),
         peak_memory_bytes=peak_memory_bytes,
         replaces_lost=record.failed_replacements < FAILED_REPLACEMENTS,
-        max_workers=most_sessions(fleet.settings, fleet.pool.platform),
+        max_workers=max(most_sessions(fleet.settings, fleet.pool.platform), record.requested, 1),
         why_pending=why_pending(fleet, fleet.times.pending_s),
         usual_start_s=fleet.usual_start_s,
         trouble=_current(record.trouble, workers),

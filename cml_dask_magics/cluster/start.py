@@ -79,7 +79,7 @@ class Start:
             await asyncio.gather(*launches)
             self._raise_if_failed(launches)
         except TimeoutError as error:
-            raise StartFailedError(describe_failure(fleet, self._observed(), str(error))) from None
+            raise StartFailedError(describe_failure(fleet, self._observed(), str(error), timed_out=True)) from None
         readiness = Readiness(len(self._observed()), wanted, time.monotonic() - began)
         await asyncio.to_thread(self._record_readiness, readiness)
         return readiness

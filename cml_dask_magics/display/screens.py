@@ -117,6 +117,8 @@ class Screens:
     def _panel_of(self, controls: Controls) -> _Shown:
         if controls.key not in self._shown:
             self._shown[controls.key] = _Shown(controls, self._keep_every_s)
+            if self._cells is not None and self._cells.busy:
+                self._shown[controls.key].panel.busy(True)
         return self._shown[controls.key]
 
     def _draw(self, shown: _Shown, status: ClusterStatus) -> None:
@@ -190,27 +192,36 @@ class CellWatch:
         self._after_s = after_s
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
+        self._depth = 0  # cells may run cells
+        self.busy = False
+        """Whether a cell has been running for that long."""
         self._begin()
         shell.events.register("pre_run_cell", self._begin)
         shell.events.register("post_run_cell", self._end)
 
     def _begin(self, _info: Any = None) -> None:
         with self._lock:
-            self._timer = timer = threading.Timer(self._after_s, lambda: self._tell_late(timer))
-            timer.daemon = True
-            timer.start()
+            self._depth += 1
+            if self._depth == 1:
+                self._timer = timer = threading.Timer(self._after_s, lambda: self._tell_late(timer))
+                timer.daemon = True
+                timer.start()
 
     def _tell_late(self, timer: threading.Timer) -> None:
         with self._lock:
             if self._timer is timer:
+                self.busy = True
                 self._tell(True)
 
     def _end(self, _result: Any = None) -> None:
         with self._lock:
-            if self._timer is not None:
+            self._depth -= 1
+            if self._depth == 0 and self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            self._tell(False)
+                if self.busy:
+                    self.busy = False
+                    self._tell(False)
 
 
 class _Shown:

@@ -19,7 +19,11 @@ class StartFailedError(RuntimeError):
 
 
 def describe_failure(
-    fleet: Fleet, connected: Collection[str], reason: str, added: Collection[str] | None = None
+    fleet: Fleet,
+    connected: Collection[str],
+    reason: str,
+    added: Collection[str] | None = None,
+    timed_out: bool = False,
 ) -> str:
     """The error message, for after everything has been stopped.
 
@@ -33,6 +37,8 @@ def describe_failure(
         Why the start failed, in a few words.
     added : collection of str, optional
         When a running cluster was to grow: the sessions of this call.
+    timed_out : bool
+        Whether nothing else failed, so that it matters why sessions may still be pending.
     """
     sessions = list(_session_lines(fleet, connected, added))
     failed = "did not start" if added is None else "could not be scaled"
@@ -43,7 +49,7 @@ def describe_failure(
             "Every session that this call launched has been stopped.",
             *sessions[:_SHOWN_SESSIONS],
             *more,
-            *([f"  {why}"] if (why := why_pending(fleet, after_s=0)) else []),
+            *([f"  {why}"] if timed_out and (why := why_pending(fleet, after_s=0)) else []),
             f"  All that they printed: {fleet.folder / 'logs'}",
         ]
     )

@@ -104,7 +104,7 @@ class Fleet:
     @property
     def session_of(self) -> Callable[[Any], str]:
         """From a worker's name to its session; Dask's scheduler can be sent it."""
-        return session_reader(self.settings.processes)
+        return session_reader(self.settings.processes, frozenset(session.id for session in self.record.sessions))
 
     def liveness(self) -> Liveness:
         """Whether the cluster answers, by a connection to its scheduler."""
@@ -140,11 +140,8 @@ class Fleet:
 
     def observe(self, infos: Mapping[str, SessionInfo]) -> None:
         """Put what is new in a listing on record."""
-        self._infos.update(infos)
         now = time.time()
         ended = {session for session, info in infos.items() if info.phase == "ended"}
-        if not any(s.id in ended or _observed(s, infos.get(s.id), now) != s for s in self.record.sessions):
-            return
         lost: dict[str, SessionRecord] = {}
 
         def change(record: Record) -> Record:
@@ -158,8 +155,11 @@ class Fleet:
                 record = with_usage_of(_with_end_of(record, session, infos[session.id].status), session)
             return record
 
-        self.journal.note(change)
-        self._lost.update(lost)
+        if any(s.id in ended or _observed(s, infos.get(s.id), now) != s for s in self.record.sessions):
+            self.journal.note(change)
+            self._lost.update(lost)
+        # Last, so that whoever learns of an end here finds it on record.
+        self._infos.update(infos)
 
     def state(self, session: SessionRecord, connected: bool) -> SessionState:
         """The state of a session, given whether its Dask process is connected."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 RUN_FOLDER = Path(__file__).resolve().parent
-DASKS_PORT = 8786
 _GIB = 2**30
 
 # Resident memory of what else runs in a worker's session, measured in a simulated workspace: 27 MB for IPython (75 MB
@@ -100,19 +98,6 @@ def dask_setup(nanny: Any) -> None:
     nanny.env["CUDA_VISIBLE_DEVICES"] = ",".join(devices[number :: INHERITED["processes"]])
 
 
-def share_with_a_kernel() -> None:
-    """Begin the life of a scheduler that is a process of a notebook's session, and not a session of its own."""
-    address = os.environ.get("CDSW_IP_ADDRESS", "")
-    with socket.socket() as probe:
-        # As asyncio binds it: a port that a former scheduler has just left counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, DASKS_PORT))
-        except OSError:
-            sys.argv += ["--port", "0"]
-    threading.Thread(target=end_with_the_cluster, name="end-with-the-cluster", daemon=True).start()
-
-
 def end_with_the_cluster() -> None:
     """End this process once the cluster has been stopped: another session of the project cannot end it.
 
@@ -147,5 +132,5 @@ if __name__ == "__main__":
         limit = worker_limit_bytes(session_bytes, INHERITED["memory_bytes"], INHERITED["processes"])
         sys.argv += ["--memory-limit", str(limit)]
     elif "CML_DASK_HERE" in os.environ:
-        share_with_a_kernel()
+        threading.Thread(target=end_with_the_cluster, name="end-with-the-cluster", daemon=True).start()
     main()

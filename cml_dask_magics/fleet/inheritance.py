@@ -28,14 +28,6 @@ _KERNELS_OWN = ("scheduler", "shuffle", "pool", "get", "scheduler-address", "sch
 _COUNT_CORES = ("POLARS_MAX_THREADS", "RAYON_NUM_THREADS", "NUMBA_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
 
 
-def is_of_this_release(folder: Path) -> bool:
-    """Whether the sessions' program in a cluster's run folder is the one that this release's shell lines go with."""
-    try:
-        return (folder / SESSION_PROGRAM).read_text(encoding="utf-8") == _program()
-    except (OSError, UnicodeDecodeError):
-        return False
-
-
 def write_inheritance(folder: Path, settings: Settings) -> list[str]:
     """Write the sessions' program, and what it takes over, to the cluster's run folder.
 
@@ -57,14 +49,42 @@ def write_inheritance(folder: Path, settings: Settings) -> list[str]:
         "path_before": before,
         "path_after": after,
         "dask_config": config,
-        "memory_bytes": int(settings.memory_gib * 2**30),
-        "processes": settings.processes,
-        "gpu": settings.gpu,
+        **_sizes(settings),
         "dask_variables": [name for name in settings.env if name.startswith("DASK_")],
     }
     write_private(folder / SESSION_DATA, json.dumps(data))
     write_private(folder / SESSION_PROGRAM, _program())
     return left_out
+
+
+def renew_program(folder: Path, settings: Settings) -> None:
+    """Have sessions that are launched from now on run this release's program, where another one started the cluster.
+
+    What they take over stays that of the kernel that started it.
+
+    Raises
+    ------
+    OSError
+        If that cannot be written.
+    """
+    program, data = folder / SESSION_PROGRAM, folder / SESSION_DATA
+    try:
+        if program.read_text(encoding="utf-8") == _program():
+            return
+        inherited = json.loads(data.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it had none
+        write_inheritance(folder, settings)
+        return
+    write_private(data, json.dumps(inherited | _sizes(settings)))
+    write_private(program, _program())
+
+
+def _sizes(settings: Settings) -> dict[str, int]:
+    return {
+        "memory_bytes": int(settings.memory_gib * 2**30),
+        "processes": settings.processes,
+        "gpu": settings.gpu,
+    }
 
 
 def _program() -> str:

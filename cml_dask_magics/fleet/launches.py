@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from cml_dask_magics.fleet import shell_lines
+from cml_dask_magics.fleet.inheritance import renew_program
 from cml_dask_magics.model.lifecycle import is_planned
 from cml_dask_magics.model.record import Launch, Record, Role, SessionRecord
 from cml_dask_magics.model.settings import Settings
@@ -124,6 +125,7 @@ class Launches:
             self._journal.update(intend)
             if intent.n <= 0:
                 return Launched()
+            renew_program(self._journal.folder, self.settings)
             request = self._request(role)
             launched = self._pool.launch(intent.n, **request)
             self.suspects |= set(launched.suspects)
@@ -186,12 +188,14 @@ class Launches:
         settings, folder = self.settings, self._journal.folder
         name = f"dask-{role} {settings.name}"
         if role == "scheduler":
+            here = settings.scheduler_here  # it takes nothing of its own, and shares address and ports
+            port = 0 if here else self._pool.platform.scheduler_port
             return {
                 "name": name,
-                "cpu": settings.scheduler_cpu,
-                "memory_gib": settings.scheduler_memory_gib,
+                "cpu": 0 if here else settings.scheduler_cpu,
+                "memory_gib": 0 if here else settings.scheduler_memory_gib,
                 "gpu": 0,
-                "code": shell_lines.scheduler_line(settings, self._pool.platform.scheduler_port),
+                "code": shell_lines.scheduler_line(settings, port),
                 "env": shell_lines.scheduler_environment(settings, folder),
                 "options": settings.launch_options["scheduler"],
             }

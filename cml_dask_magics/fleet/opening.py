@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cml_dask_magics.fleet.fleet import Fleet
-from cml_dask_magics.fleet.inheritance import is_of_this_release, write_inheritance
+from cml_dask_magics.fleet.inheritance import write_inheritance
 from cml_dask_magics.fleet.sizes import check_worker_memory, fitted_together
 from cml_dask_magics.model.record import Record
 from cml_dask_magics.model.settings import (
@@ -24,10 +24,10 @@ from cml_dask_magics.model.settings import (
 from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.platforms.find import check_dashboard_port, check_launch_options, find_platform
-from cml_dask_magics.platforms.here import dashboard_port_is_free
+from cml_dask_magics.platforms.here import shown_port_is_free
 from cml_dask_magics.platforms.pool import SessionPool
 from cml_dask_magics.registry.certificates import write_certificates
-from cml_dask_magics.registry.files import listed, write_private
+from cml_dask_magics.registry.files import write_private
 from cml_dask_magics.registry.kernels import this_kernel
 from cml_dask_magics.registry.registry import NameTakenError, Registry
 from cml_dask_magics.registry.run_folder import SCHEDULER_FILE
@@ -62,14 +62,14 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     if settings.dashboard_port is None:
         check_dashboard_port(platform)
     check_launch_options(platform, settings.launch_options)
-    dead = open_fleet(registry, settings.name, times)
-    if dead is not None and dead.liveness() == "silent":
-        dead.end()
     asked, settings = settings, what_fits(settings, platform)
     notes = _notes_on(asked, settings, spelled)
     settings, more = fitted_together(settings, platform, spelled)
     notes += more + check_worker_memory(settings, platform, spelled)
-    if settings.scheduler_here and platform.session and not dashboard_port_is_free():
+    dead = open_fleet(registry, settings.name, times)
+    if dead is not None and dead.liveness() == "silent":
+        dead.end()
+    if settings.scheduler_here and platform.session and settings.dashboard_port is None and not shown_port_is_free():
         notes.append(
             f"the cluster has no dashboard: port {os.environ.get('CDSW_READONLY_PORT')} of this session, which the "
             "platform shows (CDSW_READONLY_PORT), is taken by another program"
@@ -121,11 +121,7 @@ def open_fleet(registry: Registry, name: str, times: Times = USUAL) -> Fleet | N
             "look at it or stop it from a session of its project"
         )
     settings = settings_of(record) or make_settings(name=name)
-    fleet = Fleet(registry, _pool(platform, root, times), record, settings, times)
-    runs = record.state in ("starting", "running") and listed(fleet.folder)
-    if runs and not is_of_this_release(fleet.folder):  # what is launched from now on is of this one
-        write_inheritance(fleet.folder, fleet.settings)
-    return fleet
+    return Fleet(registry, _pool(platform, root, times), record, settings, times)
 
 
 def what_fits(settings: Settings, platform: Platform) -> Settings:

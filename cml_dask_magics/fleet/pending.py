@@ -50,9 +50,10 @@ def _what_would_fit(settings: Settings, cores: float, gib: float) -> str:
     left_cores, left_gib = _QUOTA_CORES - _NOTEBOOK_CORES, _QUOTA_GIB - _NOTEBOOK_GIB
     if cores <= left_cores and gib <= left_gib:
         return ""
-    n = int(min(left_cores // settings.cpu, left_gib // settings.memory_gib, max(settings.n_workers, 1)))
-    smaller = "" if n else f" --cpu {left_cores:g} --memory {min(settings.memory_gib, left_gib):g}"
+    cpu, memory = min(settings.cpu, left_cores), min(settings.memory_gib, left_gib)
+    n = max(1, int(min(left_cores // cpu, left_gib // memory, settings.n_workers)))
+    name = "" if settings.name == "default" else f" --name {settings.name}"
     return (
         f"; beside a notebook of {_NOTEBOOK_CORES:g} core and {_NOTEBOOK_GIB:g} GiB there would be room for "
-        f"%dask_up {n or 1} --scheduler-here{smaller}"
+        f"%dask_up {n}{name} --scheduler-here --cpu {cpu:g} --memory {memory:g}"
     )

@@ -98,16 +98,25 @@ def worker_nthreads(settings: Settings) -> int:
     return max(1, int(settings.cpu / settings.processes))
 
 
-def session_reader(processes: int) -> Callable[[Any], str]:
-    """A function from a worker's name to its session, for sessions with so many workers.
+def session_reader(processes: int, sessions: frozenset[str] = frozenset()) -> Callable[[Any], str]:
+    """A function from a worker's name to its session.
 
     Dask names the only worker of a session like the session, and adds a hyphen and a number where there are several.
     The session's id may end like that, too, so the name alone does not tell.
+
+    Parameters
+    ----------
+    processes : int
+        How many workers each session has.
+    sessions : frozenset of str, optional
+        Sessions that there are. An older release, and ``dask cuda worker`` on a machine with more GPUs than were asked
+        for, start several workers where `processes` is 1.
     """
 
     # A nested function is pickled by value: the scheduler's session, which calls it too, need not have this module.
     def session_of(worker_name: Any) -> str:
         name = str(worker_name)
-        return name.rpartition("-")[0] if processes > 1 else name
+        stem = name.rpartition("-")[0]
+        return stem if processes > 1 or (name not in sessions and stem in sessions) else name
 
     return session_of

@@ -37,8 +37,10 @@ def check_number(n: int, settings: Settings, platform: Platform) -> None:
     Raises
     ------
     ValueError
-        If it has not.
+        If it has not, or ``max-workers`` is less.
     """
+    if n > settings.max_workers:
+        raise ValueError(f"N must be at most {settings.max_workers} (the setting max-workers of its start); not {n}")
     most = most_sessions(settings, platform)
     if n > most:
         raise ValueError(

@@ -62,9 +62,12 @@ class Troubles:
             waiting = [trouble.number for trouble in new if trouble not in clear]
             written = (min(waiting) if waiting else max(self._written) + 1) - 1
 
+            # Before the record is locked, for it reads the sessions' output.
+            how = {trouble.number: self._how_it_died(trouble) for trouble in clear}
+
             def change(record: Record) -> Record:
                 for trouble in clear:
-                    record = self._with_trouble(record, trouble, connected)
+                    record = self._with_trouble(record, trouble, connected, how[trouble.number])
                 return replace(record, troubles_written=max(record.troubles_written, written))
 
             self._fleet.journal.note(change)
@@ -86,7 +89,7 @@ class Troubles:
         # The scheduler tells a little later if it is back because somebody had it restarted.
         return waited_s > (fleet.times.back_s if trouble.worker in connected else fleet.times.unclear_s)
 
-    def _with_trouble(self, record: Record, trouble: Trouble, connected: Set[str]) -> Record:
+    def _with_trouble(self, record: Record, trouble: Trouble, connected: Set[str], how: str) -> Record:
         """The record with what is to be said of a trouble."""
         session = self._fleet.session_of(trouble.worker)
         on_record = next((each for each in record.sessions if each.id == session), None)
@@ -96,7 +99,7 @@ class Troubles:
         if trouble.kind != "died":
             return _with_sentence(record, trouble, memory_words(trouble), is_news(trouble))
         is_back = trouble.worker in connected
-        words = death_words(trouble, record.name, session, ended, is_back, self._how_it_died(session))
+        words = death_words(trouble, record.name, session, ended, is_back, how)
         if ended:  # this says more
             plain = end_words(session, "worker", ended)
             record = replace(record, events=tuple(event for event in record.events if event[1] != plain))
@@ -107,9 +110,13 @@ class Troubles:
             record = _with_sentence(record, trouble, words, is_news_of(given_up))
         return record
 
-    def _how_it_died(self, session: str) -> str:
+    def _how_it_died(self, trouble: Trouble) -> str:
         """How a worker's process ended, as its nanny printed it last."""
-        printed = _NANNYS_WORDS.findall("\n".join(self._fleet.tail(session, _READ_LINES)))
+        if trouble.kind != "died" or trouble.over_memory:
+            return "died"
+        printed = _NANNYS_WORDS.findall(
+            "\n".join(self._fleet.tail(self._fleet.session_of(trouble.worker), _READ_LINES))
+        )
         return printed[-1] if printed else "died"
 
     def _ended_for_memory(self, given_up: GivenUp) -> int:

@@ -67,8 +67,10 @@ class Trouble:
         Whether its nanny ended it for its memory.
     run_again : int
         How many tasks have to run again.
-    lost : tuple of str
-        Scattered data that only it had.
+    lost : str
+        One of the scattered data that only it had.
+    n_lost : int
+        How many there were.
     given_up : tuple of GivenUp
         Tasks that failed with its death.
     """
@@ -86,14 +88,15 @@ class Trouble:
     nth_of_worker: int
     over_memory: bool = False
     run_again: int = 0
-    lost: tuple[str, ...] = ()
+    lost: str = ""
+    n_lost: int = 0
     given_up: tuple[GivenUp, ...] = ()
 
 
 def is_news(trouble: Trouble) -> bool:
     """Whether this trouble is told with a sentence of its own: of many alike, the first ones, the 10th, the 100th."""
     first = trouble.nth <= _FIRST and trouble.nth_of_worker == 1
-    return first or bool(trouble.lost) or _passes_power_of_ten(trouble.nth, 1)
+    return first or trouble.n_lost > 0 or _passes_power_of_ten(trouble.nth, 1)
 
 
 def is_news_of(given_up: GivenUp) -> bool:
@@ -119,7 +122,9 @@ def death_words(
         What its nanny printed of how the process ended: ``was killed by signal 9``.
     """
     worker, limit = trouble.worker, trouble.limit_bytes
-    was_full = 0 < limit <= 2 * trouble.memory_bytes
+    # One that ended in another manner than a kill was not ended for its memory.
+    is_other_end = not ended and how != "died" and not how.endswith("signal 9")
+    was_full = 0 < limit <= 2 * trouble.memory_bytes and not is_other_end
     # What grows fast is ended before its worker has told how much it holds.
     is_killed = ended == "failed" or (not ended and how.endswith("signal 9"))
     is_for_memory = trouble.over_memory or was_full or (is_killed and trouble.run_again > 0)
@@ -140,9 +145,10 @@ def death_words(
         parts.append(f"{who} held {format_memory(trouble.memory_bytes, limit, ' of ')} when last heard")
     if trouble.run_again:
         parts.append(f"{plural(trouble.run_again, 'task')} {'runs' if trouble.run_again == 1 else 'run'} again")
-    if trouble.lost:
-        is_lost = "was scattered to it is" if len(trouble.lost) == 1 else "were scattered to it are"
-        parts.append(f"{_some(trouble.lost)} that {is_lost} lost for good")
+    if trouble.n_lost:
+        more = f" and {trouble.n_lost - 1:,} more" if trouble.n_lost > 1 else ""
+        is_lost = "was scattered to it is" if trouble.n_lost == 1 else "were scattered to it are"
+        parts.append(f"{trouble.lost!r}{more} that {is_lost} lost for good")
     helps = _ADVICE if is_for_memory else f"its log may say why (%dask_status {cluster} --logs {session})"
     return f"{'; '.join(parts)}: {helps}"
 
@@ -207,9 +213,3 @@ def _passes_power_of_ten(count: int, by: int) -> bool:
 
 def _nth(trouble: Trouble, noun: str) -> str:
     return f"the {trouble.nth:,}th {noun} by now: " if trouble.nth >= 10 else ""
-
-
-def _some(names: tuple[str, ...]) -> str:
-    """The first of some data, and how many more."""
-    more = len(names) - 1
-    return f"{names[0]!r}" + (f" and {more:,} more" if more else "")

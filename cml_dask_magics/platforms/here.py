@@ -20,8 +20,8 @@ HERE = "CML_DASK_HERE"
 """The variable of a session to be launched that makes it one beside the kernel."""
 
 
-def dashboard_port_is_free() -> bool:
-    """Whether a scheduler beside this kernel could serve its dashboard where the platform shows it."""
+def shown_port_is_free() -> bool:
+    """Whether a scheduler beside this kernel could serve its dashboard on the port that the platform shows."""
     port = os.environ.get("CDSW_READONLY_PORT", "")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -50,7 +50,8 @@ class SomeHere:
         self._api = api
         self._directory = directory
         self._session = session
-        self._here = self._sessions()
+        self._here = self._sessions(is_shown=False)
+        port = os.environ.get("CDSW_READONLY_PORT", "")
 
         # Wrapped, it shows what the platform's takes, which differs between releases.
         @functools.wraps(api.launch_workers)
@@ -58,19 +59,19 @@ class SomeHere:
             if HERE not in env:
                 return api.launch_workers(n, env=env, **request)
             size_and_code = {key: request[key] for key in ("cpu", "memory", "code")}
-            return self._sessions().launch_workers(n, env=env, **size_and_code)
+            is_shown = env.get("CDSW_READONLY_PORT", port) == port and shown_port_is_free()
+            return self._sessions(is_shown).launch_workers(n, env=env, **size_and_code)
 
         self.launch_workers = launch_workers
 
-    def _sessions(self) -> LocalSessions:
-        """The sessions beside this kernel, and what those that are launched now find."""
+    def _sessions(self, is_shown: bool) -> LocalSessions:
+        """The sessions beside this kernel; those that are launched by it may be where the platform shows them."""
         domain, port = os.environ.get("CDSW_DOMAIN", ""), os.environ.get("CDSW_READONLY_PORT", "")
-        # By the platform's documentation; the Workers API tells the address of no session that a person opened.
-        app_url = f"https://read-only-{self._session}.{domain}/" if dashboard_port_is_free() else ""
         return LocalSessions(
             self._directory / f"of-{self._session}",
             address=os.environ.get("CDSW_IP_ADDRESS") or "0.0.0.0",
-            app_url=app_url,
+            # By the platform's documentation; the Workers API tells the address of no session that a person opened.
+            app_url=f"https://read-only-{self._session}.{domain}/" if is_shown else "",
             environment={"CDSW_READONLY_PORT": port} if port else {},
         )
 

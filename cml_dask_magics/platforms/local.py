@@ -26,9 +26,10 @@ from typing import Any
 
 import psutil
 
-from cml_dask_magics.registry.files import named, remove, write_private
+from cml_dask_magics.registry.files import listed, named, remove, write_private
 
 _KEEP_ENDED_S = 3600.0
+_NOT_OURS = (FileNotFoundError, PermissionError, IsADirectoryError)  # or removed meanwhile
 _ID_ALPHABET = string.ascii_lowercase + string.digits
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -230,9 +231,10 @@ class LocalSessions:
         }
 
     def _sessions(self) -> list[_Process]:
+        """The sessions on file. What cannot be read just now is an error: one that is missing counts as ended."""
         sessions = []
-        for path in self.directory.glob("*.json"):
-            with contextlib.suppress(OSError, ValueError, TypeError):  # removed meanwhile, or not ours
+        for path in (Path(entry) for entry in listed(self.directory) if entry.name.endswith(".json")):
+            with contextlib.suppress(*_NOT_OURS, ValueError, TypeError):
                 session = _Process(**json.loads(path.read_text()))
                 # The id is used in file names and must not lead out of the folder.
                 if session.id == path.stem and _ID.fullmatch(session.id):

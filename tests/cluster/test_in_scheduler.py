@@ -168,7 +168,7 @@ def test_scattered_data_that_only_one_worker_had_is_named(
     scheduler: Scheduler, news: Callable[[], list[dict[str, Any]]]
 ) -> None:
     scheduler.remove(scheduler.add("ab12"), **{"lost-scattered-tasks": {"table", "index"}})
-    assert [trouble["lost"] for trouble in news()] == [("index", "table")]
+    assert [(trouble["lost"], trouble["n_lost"]) for trouble in news()] == [("index", 2)]
 
 
 def test_a_worker_is_paused_once_it_has_been_for_a_while(

@@ -228,4 +228,16 @@ def test_a_cell_that_runs_for_long_is_told_of_and_that_it_is_done() -> None:
     shell.events.trigger("pre_run_cell", None)
     shell.events.trigger("post_run_cell", None)
     time.sleep(0.2)
-    assert told == [True, False, False], "a short cell is not told of"
+    assert told == [True, False], "a short cell is not told of"
+
+
+def test_a_cell_that_runs_another_is_busy_until_it_is_done_itself() -> None:
+    shell = SimpleNamespace(events=EventManager(None, {"pre_run_cell": None, "post_run_cell": None}))
+    told: list[bool] = []
+    late = threading.Event()
+    CellWatch(shell, lambda busy: (told.append(busy), late.set()), after_s=0.05)
+    shell.events.trigger("pre_run_cell", None)
+    shell.events.trigger("post_run_cell", None)
+    assert late.wait(10) and told == [True]
+    shell.events.trigger("post_run_cell", None)
+    assert told == [True, False]

@@ -129,8 +129,14 @@ def test_every_id_is_on_record_before_launch_returns(cluster, registry, ours):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"cpu": 1, "memory_gib": 2, "gpu": 0}, "asks for 3 cores and 6 GiB; .* %dask_up 1 --scheduler-here."),
-        ({"cpu": 0.5, "memory_gib": 2, "gpu": 0}, "asks for 2 cores and 6 GiB; .* %dask_up 2 --scheduler-here."),
+        (
+            {"cpu": 1, "memory_gib": 2, "gpu": 0},
+            "3 cores and 6 GiB; .* %dask_up 1 --scheduler-here --cpu 1 --memory 2.",
+        ),
+        (
+            {"cpu": 0.5, "memory_gib": 2, "gpu": 0, "name": "etl"},
+            "2 cores and 6 GiB; .* %dask_up 2 --name etl --scheduler-here --cpu 0.5 --memory 2.",
+        ),
         ({"cpu": 4, "memory_gib": 16}, "no GPU is free, .* %dask_up 1 --scheduler-here --cpu 1 --memory 6."),
         ({"cpu": 0.3, "memory_gib": 2, "scheduler_cpu": 0.3, "gpu": 0}, "asks for 0.9 cores and 6 GiB."),
     ],

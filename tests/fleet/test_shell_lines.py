@@ -238,6 +238,9 @@ IDS = st.one_of(
 def test_a_workers_session_is_known_by_its_name_whatever_that_ends_in(session, number, processes):
     assert shell_lines.session_reader(1)(session) == session
     assert shell_lines.session_reader(processes)(f"{session}-{number}") == session
+    # Several, though there should be one: as an older release started them on GPUs.
+    assert shell_lines.session_reader(1, frozenset({session}))(f"{session}-{number}") == session
+    assert shell_lines.session_reader(1, frozenset({session, f"{session}-1"}))(f"{session}-1") == f"{session}-1"
 
 
 def test_dasks_scheduler_reads_sessions_from_names_without_this_package():

@@ -72,14 +72,14 @@ ENDED = "session ab12 was ended by the platform (failed)"
             "worker ab12 is gone: its log may say why (%dask_status x --logs ab12)",
         ),
         (
-            replace(OVER, run_again=0, lost=("table",)),
+            replace(OVER, run_again=0, lost="table", n_lost=1),
             "",
             False,
             f"worker ab12 went over its 1.6 GiB and was restarted; 'table' that was scattered to it is lost for good: "
             f"{HELPS}",
         ),
         (
-            replace(OVER, run_again=0, lost=("a", "b", "c")),
+            replace(OVER, run_again=0, lost="a", n_lost=3),
             "",
             False,
             "worker ab12 went over its 1.6 GiB and was restarted; 'a' and 2 more that were scattered to it are lost "
@@ -153,7 +153,7 @@ def test_of_a_hundred_deaths_a_few_are_told() -> None:
     of_many = [replace(DIED, nth=n) for n in range(1, 101)]
     assert [trouble.nth for trouble in of_one if is_news(trouble)] == [1, 10, 100]
     assert [trouble.nth for trouble in of_many if is_news(trouble)] == [1, 2, 3, 10, 100]
-    assert is_news(replace(DIED, nth=7, nth_of_worker=7, lost=("table",)))
+    assert is_news(replace(DIED, nth=7, nth_of_worker=7, lost="table", n_lost=1))
 
 
 def test_of_many_tasks_that_fail_the_first_ones_and_each_power_of_ten_are_told() -> None:

@@ -1,5 +1,6 @@
 """The platform's four calls over processes of this machine: as real sessions are, and never somebody else's process."""
 
+import errno
 import json
 import os
 import signal
@@ -303,3 +304,17 @@ def test_a_session_killed_from_outside_is_seen_to_be_over(api):
     (session,) = launch(api, "!sleep 60")
     os.kill(record(api, session)["pid"], signal.SIGKILL)
     until(lambda: status(api, session) == "succeeded")
+
+
+@pytest.mark.parametrize("call", ["list_workers", "stop_workers"])
+def test_files_that_cannot_be_read_for_a_while_are_no_sessions_that_ended(api, monkeypatch, call):
+    launch(api, "!sleep 60")
+    with monkeypatch.context() as patch:
+
+        def stale(_):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+        patch.setattr(local, "listed", stale)
+        with pytest.raises(OSError, match="Stale"):
+            getattr(api, call)()
+    assert [session["status"] for session in api.list_workers()] == ["running"]

@@ -50,7 +50,7 @@ def test_where_a_notebook_leaves_one_core_a_worker_computes_with_the_scheduler_b
 def test_otherwise_it_is_told_within_the_timeout_what_would_fit(small: Notebook) -> None:
     said = small.fail("%dask_up 1 --timeout 5s")
     assert "within 5 s" in said and "1 session is still pending." in said and "2 cores and 8 GiB" in said
-    assert "there would be room for %dask_up 1 --scheduler-here." in said
+    assert "there would be room for %dask_up 1 --scheduler-here --cpu 1 --memory 2." in said
     assert not small.workspace.alive()
 
 

@@ -63,7 +63,7 @@ class Panel:
         self._more = button("More events", "Show more events, or fewer", self._on_more, look="cdm-link")
         log = LogView(actions.log, self._lock, log_every_s) if actions.log is not None else None
         self._steering = Steering(actions, log, self._start, self._stop, self._redraw, self._lock)
-        self._table = WorkerTable(self._redraw)
+        self._table = WorkerTable(self._redraw, self._lock)
         self._root = ipywidgets.VBox(
             [
                 self._page,
@@ -234,9 +234,10 @@ class Panel:
             self._start("restarting the idle countdown", "Could not keep it", self._actions.keep)
 
     def _on_more(self, _: Any) -> None:
-        self._all_events = not self._all_events
-        change(self._more, description="Fewer events" if self._all_events else "More events")
-        self._redraw()
+        with self._lock:
+            self._all_events = not self._all_events
+            change(self._more, description="Fewer events" if self._all_events else "More events")
+            self._redraw()
 
     def _start(self, doing: str, failure: str, action: Callable[[], object]) -> None:
         """Show that a button was pressed, then act in a thread, so that the panel can still be drawn."""

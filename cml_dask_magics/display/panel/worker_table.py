@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -29,10 +30,12 @@ class WorkerTable:
     ----------
     changed : callable
         Called when the reader sorts, filters or turns the page; calls ``draw``.
+    lock : threading.RLock
+        Held while the panel is changed.
     """
 
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
+    def __init__(self, changed: Callable[[], None], lock: threading.RLock) -> None:
+        self._changed, self._lock = changed, lock
         self._wanted = Wanted()
         self._text = ipywidgets.Text(
             placeholder="Filter: id, address or state",
@@ -97,26 +100,29 @@ class WorkerTable:
 
     def _sort(self, column: Column) -> None:
         """First click: numbers from the highest, words from A. Second: reversed. Third: unsorted."""
-        sort, descending = self._wanted.sort, self._wanted.descending
-        if sort != column.key:
-            wanted = Wanted(column.key, column.numbers)
-        elif descending == column.numbers:
-            wanted = Wanted(column.key, not descending)
-        else:
-            wanted = Wanted()
-        self._wanted = replace(self._wanted, sort=wanted.sort, descending=wanted.descending, page=0)
-        for each in COLUMNS:
-            title = self._titles[each.key]
-            chosen = each.key == wanted.sort
-            arrow = f" {'▼' if wanted.descending else '▲'}" if chosen else ""
-            change(title, description=each.title + arrow)
-            (title.add_class if chosen else title.remove_class)("cdm-sorted")
-        self._changed()
+        with self._lock:
+            sort, descending = self._wanted.sort, self._wanted.descending
+            if sort != column.key:
+                wanted = Wanted(column.key, column.numbers)
+            elif descending == column.numbers:
+                wanted = Wanted(column.key, not descending)
+            else:
+                wanted = Wanted()
+            self._wanted = replace(self._wanted, sort=wanted.sort, descending=wanted.descending, page=0)
+            for each in COLUMNS:
+                title = self._titles[each.key]
+                chosen = each.key == wanted.sort
+                arrow = f" {'▼' if wanted.descending else '▲'}" if chosen else ""
+                change(title, description=each.title + arrow)
+                (title.add_class if chosen else title.remove_class)("cdm-sorted")
+            self._changed()
 
     def _filter(self, _: Any) -> None:
-        self._wanted = replace(self._wanted, text=self._text.value, state=self._state.value, page=0)
-        self._changed()
+        with self._lock:
+            self._wanted = replace(self._wanted, text=self._text.value, state=self._state.value, page=0)
+            self._changed()
 
     def _turn(self, pages: int) -> None:
-        self._wanted = replace(self._wanted, page=max(self._wanted.page + pages, 0))
-        self._changed()
+        with self._lock:
+            self._wanted = replace(self._wanted, page=max(self._wanted.page + pages, 0))
+            self._changed()
