@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 OLDEST_VENV ?= .venv-oldest
 BIN = $(VENV)/bin
-# Most tests wait for sessions to start; more at once than there are cores only makes them wait for each other.
-JOBS ?= 2
+# Most tests wait for sessions to start: one more at once than there are cores (of the 2 that this was measured on).
+JOBS ?= 3
 PIP_INSTALL = pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-all test-oldest coverage lint typecheck bench clean
