@@ -149,7 +149,8 @@ def urgent_tasks_go_first(client: Client) -> None:
         client.submit(order.put, word, priority=priority, workers=[worker], pure=False)
         for word, priority in (("low", -10), ("high", 10))
     ]
-    eventually(lambda: len(client.processing()[worker]) == 3)
+    # The worker itself must know both before it chooses.
+    eventually(lambda: client.run(lambda dask_worker: len(dask_worker.state.ready), workers=[worker])[worker] == 2)
     Event(gate).set()
     wait([blocker, *futures], timeout=PATIENCE_S)
     assert [order.get(timeout=PATIENCE_S) for _ in futures] == ["high", "low"]
