@@ -204,7 +204,7 @@ class CellWatch:
             self._depth += 1
             if self._depth == 1:
                 self._timer = timer = threading.Timer(self._after_s, lambda: self._tell_late(timer))
-                timer.daemon = True
+                timer.daemon, timer.name = True, "cml-dask-magics busy"
                 timer.start()
 
     def _tell_late(self, timer: threading.Timer) -> None:

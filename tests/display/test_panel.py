@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import comm
@@ -20,6 +21,7 @@ from support.statuses import NASTY, NOW, Page, cluster, history, several, starti
 
 from cml_dask_magics.display.actions import PanelActions
 from cml_dask_magics.display.html.table import COLUMNS
+from cml_dask_magics.display.panel import widgets as panel_widgets
 from cml_dask_magics.display.panel.panel import Panel
 from cml_dask_magics.model.status import ClusterStatus, Event
 
@@ -552,15 +554,21 @@ def test_the_panel_says_when_a_click_has_to_wait(panel: Panel) -> None:
     assert "busy" not in words(panel)
 
 
-def test_it_does_not_say_so_where_clicks_are_heard_beside_the_cell(panel: Panel) -> None:
-    # As a subshell hears of the first view on a page.
-    subshell = threading.Thread(target=lambda: setattr(panel.widget, "_view_count", 1))
-    subshell.start()
-    subshell.join()
+def test_it_does_not_say_so_where_clicks_are_heard_beside_the_cell(
+    panel: Panel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subshells: list[str] = []
+    manager = SimpleNamespace(list_subshell=lambda: subshells)
+    kernel = SimpleNamespace(shell_channel_thread=SimpleNamespace(manager=manager))
+    monkeypatch.setattr(panel_widgets, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
     panel.busy(True)
+    assert "buttons act when the cell is done" in words(panel)
+    # A front end takes a moment to ask for one.
+    subshells.append("jupyterlab's")
+    panel.draw(cluster(), NOW)
     assert "busy" not in words(panel)
-    # A front end that sends to the cells' thread, later on.
-    panel.widget._view_count = 2
+    kernel.shell_channel_thread = None  # a kernel that has none, though it could
+    panel.draw(cluster(), NOW)
     assert "buttons act when the cell is done" in words(panel)
 
 

@@ -17,7 +17,16 @@ from cml_dask_magics.display.panel.controls import Steering
 from cml_dask_magics.display.panel.log_view import LogView
 from cml_dask_magics.display.panel.output import style_of
 from cml_dask_magics.display.panel.page import page_piece
-from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, close, hear_while_cells_run, show
+from cml_dask_magics.display.panel.widgets import (
+    WRAP,
+    are_heard_while_cells_run,
+    boxed,
+    button,
+    change,
+    close,
+    hear_while_cells_run,
+    show,
+)
 from cml_dask_magics.display.panel.worker_table import WorkerTable
 from cml_dask_magics.display.safe import clean
 from cml_dask_magics.display.text import ended_line, status_line, to_text
@@ -84,8 +93,6 @@ class Panel:
         self._root._view_count = 0
         self._root.observe(self._on_views, "_view_count")
         self._seen = False
-        # Whether clicks are handled beside a running cell; who hears of the first view of the panel tells.
-        self._hears_while_busy = False
         hear_while_cells_run(self._root)
         self._show(utc_now())
 
@@ -211,7 +218,7 @@ class Panel:
         self._show_note()
 
     def _show_note(self) -> None:
-        busy = _BUSY if self._busy and not self._hears_while_busy else ""
+        busy = _BUSY if self._busy and not are_heard_while_cells_run() else ""
         doing = [self._doing, "stopping" if self._stopping else ""]
         shown = [*(pieces.busy(words, classed) for words in doing), pieces.waits(busy, classed)]
         change(self._note, value=boxed("".join([*shown, pieces.error(self._error, classed)])))
@@ -222,12 +229,7 @@ class Panel:
                 self._show(utc_now())
 
     def _on_views(self, count: Any) -> None:
-        with self._lock:
-            self._seen = self._seen or bool(count.new)
-            # Cells run in the main thread, and so do clicks where they have to wait for the cells.
-            self._hears_while_busy = threading.current_thread() is not threading.main_thread()
-            if self._finished is None:
-                self._show_note()
+        self._seen = self._seen or bool(count.new)
 
     def _on_keep(self, _: Any) -> None:
         if self._actions.keep is not None:

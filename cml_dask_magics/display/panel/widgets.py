@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
+from IPython.core.getipython import get_ipython
 
 from cml_dask_magics.display.html.looks import classed
 
@@ -68,6 +69,13 @@ def hear_while_cells_run(widget: Any) -> None:
         hear_while_cells_run(child)
     if hasattr(widget.comm, "_reply_subshell_for"):
         widget.comm._reply_subshell_for = lambda _data, front_ends_choice: front_ends_choice
+
+
+def are_heard_while_cells_run() -> bool:
+    """Whether a front end has had the kernel make a subshell, which is where it then sends what is for widgets."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    thread = getattr(kernel, "shell_channel_thread", None)  # ipykernel 7 has one
+    return thread is not None and bool(thread.manager.list_subshell())
 
 
 def close(widget: Any) -> None:
