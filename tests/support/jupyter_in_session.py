@@ -101,14 +101,22 @@ def browser_page(**options: Any) -> Iterator[Any]:
 
 def run_all(page: Any) -> None:
     """Run every cell of the notebook on the page, by the menu."""
+    from playwright.sync_api import TimeoutError as NotYet
+
     page.wait_for_selector(".jp-Notebook .jp-Cell")
-    for _ in range(20):
-        page.click(".jp-Notebook .jp-Cell >> nth=0")
-        page.click(".lm-MenuBar-itemLabel:text-is('Run')")
-        page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+    select = page.locator(".jp-Dialog").get_by_role("button", name="Select", exact=True)
+    prompt = page.locator(".jp-Notebook .jp-InputPrompt").first
+    for _ in range(30):
+        # Without a kernel that is ready the menu does nothing, and says nothing, or asks for one.
+        with contextlib.suppress(NotYet):
+            if select.is_visible():
+                select.click(timeout=3000)
+            else:
+                page.click(".jp-Notebook .jp-Cell >> nth=0", timeout=3000)
+                page.click(".lm-MenuBar-itemLabel:text-is('Run')", timeout=3000)
+                page.click(".lm-Menu-itemLabel:text-is('Run All Cells')", timeout=3000)
         page.wait_for_timeout(1000)
-        # Without a kernel that is ready the menu does nothing, and says nothing.
-        if page.locator(".jp-Notebook .jp-InputPrompt").first.inner_text().strip() != "[ ]:":
+        if not select.is_visible() and prompt.inner_text().strip() != "[ ]:":
             return
     raise TimeoutError("the notebook's cells do not run")
 
