@@ -629,7 +629,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     def scale_down(self, workers: Iterable[Any]) -> Any:
         """End the sessions of workers, by name, that Dask's `Adaptive` has retired."""
-        return self._run(self.scaler.end({self.session_of(name) for name in workers}))
+        return self._run(self.scaler.end(set(map(self.session_of, workers))))
 
     def scale_until_ready(
         self, n: int, wait: int | None, timeout_s: float, on_status: StatusCallback | None = None

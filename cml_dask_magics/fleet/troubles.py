@@ -121,7 +121,7 @@ class Troubles:
 
     def _ended_for_memory(self, given_up: GivenUp) -> int:
         """How many of the workers over which tasks were given up the platform had ended, as it does for memory."""
-        sessions = {self._fleet.session_of(worker) for worker in given_up.workers}
+        sessions = set(map(self._fleet.session_of, given_up.workers))
         return sum(self._fleet.ended_as(session) == "failed" for session in sessions)
 
 

@@ -50,8 +50,8 @@ class SomeHere:
         self._api = api
         self._directory = directory
         self._session = session
+        self._port = os.environ.get("CDSW_READONLY_PORT", "")
         self._here = self._sessions(is_shown=False)
-        port = os.environ.get("CDSW_READONLY_PORT", "")
 
         # Wrapped, it shows what the platform's takes, which differs between releases.
         @functools.wraps(api.launch_workers)
@@ -59,20 +59,20 @@ class SomeHere:
             if HERE not in env:
                 return api.launch_workers(n, env=env, **request)
             size_and_code = {key: request[key] for key in ("cpu", "memory", "code")}
-            is_shown = env.get("CDSW_READONLY_PORT", port) == port and shown_port_is_free()
+            is_shown = env.get("CDSW_READONLY_PORT", self._port) == self._port and shown_port_is_free()
             return self._sessions(is_shown).launch_workers(n, env=env, **size_and_code)
 
         self.launch_workers = launch_workers
 
     def _sessions(self, is_shown: bool) -> LocalSessions:
         """The sessions beside this kernel; those that are launched by it may be where the platform shows them."""
-        domain, port = os.environ.get("CDSW_DOMAIN", ""), os.environ.get("CDSW_READONLY_PORT", "")
+        domain = os.environ.get("CDSW_DOMAIN", "")
         return LocalSessions(
             self._directory / f"of-{self._session}",
             address=os.environ.get("CDSW_IP_ADDRESS") or "0.0.0.0",
             # By the platform's documentation; the Workers API tells the address of no session that a person opened.
             app_url=f"https://read-only-{self._session}.{domain}/" if is_shown else "",
-            environment={"CDSW_READONLY_PORT": port} if port else {},
+            environment={"CDSW_READONLY_PORT": self._port} if self._port else {},
         )
 
     def list_workers(self) -> list[dict[str, Any]]:
