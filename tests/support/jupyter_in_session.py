@@ -103,22 +103,38 @@ def run_all(page: Any) -> None:
     """Run every cell of the notebook on the page, by the menu."""
     from playwright.sync_api import TimeoutError as NotYet
 
-    page.wait_for_selector(".jp-Notebook .jp-Cell")
-    select = page.locator(".jp-Dialog").get_by_role("button", name="Select", exact=True)
     prompt = page.locator(".jp-Notebook .jp-InputPrompt").first
-    for _ in range(30):
+    for attempt in range(40):
         # Without a kernel that is ready the menu does nothing, and says nothing, or asks for one.
         with contextlib.suppress(NotYet):
-            if select.is_visible():
-                select.click(timeout=3000)
-            else:
+            if not _answer_a_dialog(page):
                 page.click(".jp-Notebook .jp-Cell >> nth=0", timeout=3000)
                 page.click(".lm-MenuBar-itemLabel:text-is('Run')", timeout=3000)
                 page.click(".lm-Menu-itemLabel:text-is('Run All Cells')", timeout=3000)
         page.wait_for_timeout(1000)
-        if not select.is_visible() and prompt.inner_text().strip() != "[ ]:":
+        if prompt.is_visible() and prompt.inner_text().strip() != "[ ]:":
             return
-    raise TimeoutError("the notebook's cells do not run")
+        if attempt % 10 == 9:  # a page that missed an answer of a busy server stays without a kernel
+            page.reload()
+            page.wait_for_selector(".jp-Notebook .jp-Cell")
+    raise TimeoutError(f"the notebook's cells do not run\n{page.locator('body').inner_text()[-2000:]}")
+
+
+def _answer_a_dialog(page: Any) -> bool:
+    """Choose the notebook's kernel where the page asks for one, agree to anything else; whether it asked."""
+    dialog = page.locator(".jp-Dialog").first
+    if not dialog.is_visible():
+        return False
+    kernels = dialog.locator("select")
+    ours = json.dumps({"name": KERNELSPEC["name"]}, separators=(",", ":"))
+    answer = ".jp-mod-accept"
+    if kernels.is_visible():
+        if kernels.locator("option").evaluate_all("(all, ours) => all.some(each => each.value === ours)", ours):
+            kernels.select_option(value=ours, timeout=3000)
+        else:  # asked too early, it offers no kernel, and who agrees stays without one
+            answer = ".jp-mod-reject"
+    dialog.locator(answer).first.click(timeout=3000)
+    return True
 
 
 def set_panel_width(page: Any, panel: Any, width: int) -> None:
