@@ -1,13 +1,15 @@
 """What each session of a cluster runs: Dask's command line, with the kernel's folder, import path and configuration.
 
-A copy of this file is in the cluster's run folder, so that sessions need not have this package. The worker process that
-Dask's nanny starts runs it too, as its main module.
+Copies of this file and of the two that it runs (`session_keeper`, `session_guards`) are in the cluster's run folder, so
+that sessions need not have this package. The worker process that Dask's nanny starts runs it too, as its main module.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -16,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 RUN_FOLDER = Path(__file__).resolve().parent
+# The scratch folder, for this process and its workers.
+SCRATCH_VARIABLE = "CML_DASK_SCRATCH"
 _GIB = 2**30
 
 # Resident memory of what else runs in a worker's session, measured in a simulated workspace: 27 MB for IPython (75 MB
-# for a kernel of ipykernel), 64 MB for `dask worker` with its nannies, 13 MB for Python's resource tracker, 2 MB for
-# the shell until `dask worker` takes its place.
+# for a kernel of ipykernel), 64 MB for `dask worker` with its nannies, 13 MB for Python's resource tracker, 7 MB for
+# `session_keeper`, 2 MB for the shell until `dask worker` takes its place.
 OTHERS_BYTES = 150 * 10**6
 # A task may fill 1 GB in a second, and a nanny looks at its worker every 0.1 s; on a busy machine up to 0.2 s later.
 OVERSHOOT_BYTES, LATE_BYTES = 100 * 10**6, 200 * 10**6
@@ -52,13 +56,18 @@ def worker_limit_bytes(session_bytes: float, asked_bytes: float, processes: int)
     return int((whole - min(kept, whole / 2)) / processes)
 
 
-def take_over(inherited: dict[str, Any]) -> None:
+def take_over(inherited: dict[str, Any]) -> dict[str, Any]:
     """Set working directory, import path and Dask's configuration as in the kernel that started the cluster.
 
     Parameters
     ----------
     inherited : dict
         From ``session.json``; see `inheritance.write_inheritance`.
+
+    Returns
+    -------
+    dict
+        What `session_guards` defines.
     """
     import dask.config
 
@@ -66,9 +75,10 @@ def take_over(inherited: dict[str, Any]) -> None:
     # Dask's variables from --env, which only workers get, take precedence.
     given = {name: value for name, value in os.environ.items() if name in inherited["dask_variables"]}
     dask.config.update(dask.config.config, dask.config.collect_env(given), priority="new")
-    # After the configuration, which it reads when it is imported; before the import path, where a module of the user's
-    # may have the name of one that it needs (random.py, queue.py).
-    import distributed  # noqa: F401
+    dask.config.set({"temporary-directory": os.environ[SCRATCH_VARIABLE]})
+    # It imports distributed: after the configuration, which that reads when it is imported; before the import path,
+    # where a module of the user's may have the name of one that it needs (random.py, queue.py).
+    guards = runpy.run_path(str(RUN_FOLDER / "session_guards.py"))
 
     try:
         os.chdir(inherited["working_directory"])
@@ -77,6 +87,7 @@ def take_over(inherited: dict[str, Any]) -> None:
     before, after = inherited["path_before"], inherited["path_after"]
     ours = {str(RUN_FOLDER), "", *before, *after}
     sys.path[:] = [*before, *(entry for entry in sys.path if entry not in ours), *after]
+    return guards
 
 
 def tell_memory(asked_bytes: float) -> int:
@@ -118,19 +129,40 @@ def end_with_the_cluster() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def keep_output_and_scratch(inherited: dict[str, Any]) -> None:
+    """Bound this session's log, and give what Dask writes to disk a private folder that ends with the session."""
+    keeper = runpy.run_path(str(RUN_FOLDER / "session_keeper.py"))
+    chosen = inherited["dask_config"].get("temporary-directory")
+    if "DASK_TEMPORARY_DIRECTORY" in inherited["dask_variables"]:
+        chosen = os.environ.get("DASK_TEMPORARY_DIRECTORY", chosen)
+    os.environ[SCRATCH_VARIABLE], lock = keeper["make_scratch"](chosen, inherited["memory_bytes"])
+    sys.stdout.flush()  # before it goes through the keeper
+    log = RUN_FOLDER / "logs" / f"{os.environ['CDSW_ENGINE_ID']}.log"
+    atexit.register(keeper["start"](log, os.environ[SCRATCH_VARIABLE], lock))
+
+
 # Also in the worker's own process, where this file has the second name.
 if __name__ in ("__main__", "__mp_main__"):
     INHERITED = json.loads((RUN_FOLDER / "session.json").read_text())
-    take_over(INHERITED)
+    if __name__ == "__main__":
+        keep_output_and_scratch(INHERITED)
+    guards = take_over(INHERITED)
+    guards["guard_listeners"]()
     session_bytes = tell_memory(INHERITED["memory_bytes"])
 
 if __name__ == "__main__":
     from dask.__main__ import main
 
+    guards["raise_descriptor_limit"]()
     sys.argv[0] = "dask"
     if sys.argv[1] != "scheduler":
         limit = worker_limit_bytes(session_bytes, INHERITED["memory_bytes"], INHERITED["processes"])
         sys.argv += ["--memory-limit", str(limit)]
-    elif "CML_DASK_HERE" in os.environ:
-        threading.Thread(target=end_with_the_cluster, name="end-with-the-cluster", daemon=True).start()
+    else:
+        shown = INHERITED["dashboard"]
+        is_here = "CML_DASK_HERE" in os.environ
+        session = os.environ["CDSW_MASTER_ID" if is_here else "CDSW_ENGINE_ID"]
+        guards["guard_dashboard"](guards["dashboard_hosts"](shown["link"], shown["domain"], session))
+        if is_here:
+            threading.Thread(target=end_with_the_cluster, name="end-with-the-cluster", daemon=True).start()
     main()
