@@ -72,6 +72,7 @@ def snapshot(
         why_pending=why_pending(fleet, fleet.times.pending_s),
         usual_start_s=fleet.usual_start_s,
         trouble=_current(record.trouble, workers),
+        tls=fleet.settings.tls,
         usage=fleet.usage(),
         events=tuple(Event(utc(at), message) for at, message in record.events),
     )
@@ -124,7 +125,7 @@ def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
         Dask's address, by ``distributed.dashboard.link`` in its configuration.
     """
     scheduler, platform = fleet.record.scheduler, fleet.pool.platform
-    if scheduler is None or not scheduler.app_url:
+    if scheduler is None or not scheduler.app_url or not fleet.settings.dashboard:
         return ""
     if platform.browser_is_here:
         return dasks_own
@@ -136,7 +137,7 @@ def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
 def read_only_link(fleet: Fleet) -> str | None:
     """The platform's second, read-only address of the dashboard, built as its documentation says."""
     scheduler, domain = fleet.record.scheduler, fleet.pool.platform.domain
-    if fleet.settings.scheduler_here:  # there is no other
+    if fleet.settings.scheduler_here or not fleet.settings.dashboard:  # there is no other, or none at all
         return None
     return f"https://read-only-{scheduler.id}.{domain}/status" if scheduler is not None and domain else None
 

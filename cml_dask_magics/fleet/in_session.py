@@ -162,7 +162,9 @@ if __name__ == "__main__":
         shown = INHERITED["dashboard"]
         is_here = "CML_DASK_HERE" in os.environ
         session = os.environ["CDSW_MASTER_ID" if is_here else "CDSW_ENGINE_ID"]
-        guards["guard_dashboard"](guards["dashboard_hosts"](shown["link"], shown["domain"], session))
+        guards["guard_dashboard"](
+            guards["dashboard_hosts"](shown["link"], shown["domain"], session) if shown["shown"] else None
+        )
         if is_here:
             threading.Thread(target=end_with_the_cluster, name="end-with-the-cluster", daemon=True).start()
     main()

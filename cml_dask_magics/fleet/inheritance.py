@@ -50,7 +50,11 @@ def write_inheritance(folder: Path, settings: Settings) -> list[str]:
         "path_after": after,
         "dask_config": config,
         **_sizes(settings),
-        "dashboard": {"link": settings.dashboard_link, "domain": _domain(settings)},
+        "dashboard": {
+            "shown": settings.dashboard,
+            "link": settings.dashboard_link,
+            "domain": "" if settings.local else os.environ.get("CDSW_DOMAIN", ""),
+        },
         "dask_variables": [name for name in settings.env if name.startswith("DASK_")],
     }
     write_private(folder / SESSION_DATA, json.dumps(data))
@@ -101,11 +105,6 @@ def _programs() -> dict[str, str]:
         SESSION_PROGRAM: "in_session.py",
     }
     return {name: Path(__file__).with_name(module).read_text(encoding="utf-8") for name, module in modules.items()}
-
-
-def _domain(settings: Settings) -> str:
-    """The platform's domain, in which it shows what its sessions serve; empty on this machine."""
-    return "" if settings.local else os.environ.get("CDSW_DOMAIN", "")
 
 
 def _working_directory() -> str:

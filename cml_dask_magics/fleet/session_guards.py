@@ -132,7 +132,7 @@ def guard_listeners() -> None:
     logging.getLogger("tornado.general").addFilter(lambda record: not str(record.msg).startswith("SSL Error on"))
 
 
-def guard_dashboard(hosts: Iterable[str]) -> None:
+def guard_dashboard(hosts: Iterable[str] | None) -> None:
     """Have the scheduler's dashboard show this cluster, to its user's pages alone.
 
     It serves nothing of other hosts (Dask's ``/proxy``; the workers here have no pages), and takes websockets from
@@ -141,8 +141,11 @@ def guard_dashboard(hosts: Iterable[str]) -> None:
     Parameters
     ----------
     hosts : iterable of str
-        Where the links to the dashboard lead.
+        Where the links to the dashboard lead; None for no dashboard at all.
     """
+    if hosts is None:  # the server that Dask starts all the same has no pages
+        dask.config.set({"distributed.scheduler.http.routes": []})
+        return
     routes = dask.config.get("distributed.scheduler.http.routes")
     origins = "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin"
     ours: dict[str, Any] = {"distributed.scheduler.http.routes": [route for route in routes if route != _PROXY]}

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from cml_dask_magics.model.settings import PRIVATE_FOLDER, state_directory
+from cml_dask_magics.model.words import no_tls_words
 
 _TIMEOUT_S = 0.3
 
@@ -23,6 +24,7 @@ def notice() -> str:
         registry = Registry(directory)
         running: list[str] = []
         silent: list[str] = []
+        open_doors: list[str] = []
         for name in registry.names():
             if _is_held(directory, name):
                 continue
@@ -34,6 +36,8 @@ def notice() -> str:
             if record is not None:
                 answers = liveness(record, registry.run_folder(record), _TIMEOUT_S) != "silent"
                 (running if answers else silent).append(name)
+                if answers and record.settings.get("tls") is False:
+                    open_doors.append(f"{name} runs without TLS: {no_tls_words(record.backend == 'local')}")
     except (RuntimeError, ValueError, OSError) as error:
         return f"cml-dask-magics cannot tell whether clusters of yours are still running: {error}"
     parts = []
@@ -42,6 +46,7 @@ def notice() -> str:
         parts.append(
             f"still running: {', '.join(running)} (%dask_up --name {first} re-attaches, %dask_down {first} stops)"
         )
+    parts += open_doors
     if silent:
         parts.append(f"on record, but not answering: {', '.join(silent)} (%dask_down {silent[0]} clears what is left)")
     return f"Dask clusters {'; '.join(parts)}" if parts else ""

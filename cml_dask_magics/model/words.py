@@ -37,3 +37,9 @@ def format_memory(used_bytes: int, limit_bytes: int, between: str = " / ") -> st
         return used
     limit = format_bytes(limit_bytes)
     return f"{used.removesuffix(limit[limit.index(' ') :])}{between}{limit}"
+
+
+def no_tls_words(is_here: bool) -> str:
+    """What a cluster without TLS lets others do; `is_here` for one that runs on this machine."""
+    who = "any user of this machine" if is_here else "anybody on the network"
+    return f"{who} can run code as you, and read your other clusters' keys"
