@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import resource
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +17,9 @@ import dask.config
 from dask.utils import parse_timedelta
 from distributed.comm.registry import backends
 from distributed.comm.tcp import TLSBackend, TLSListener
+from distributed.http.routing import RoutingApplication
 from distributed.utils import format_dashboard_link
+from tornado.web import ErrorHandler
 
 logger = logging.getLogger("distributed.comm")
 
@@ -132,7 +134,7 @@ def guard_listeners() -> None:
     logging.getLogger("tornado.general").addFilter(lambda record: not str(record.msg).startswith("SSL Error on"))
 
 
-def guard_dashboard(hosts: Iterable[str] | None) -> None:
+def guard_dashboard(hosts: Collection[str] | None) -> None:
     """Have the scheduler's dashboard show this cluster, to its user's pages alone.
 
     It serves nothing of other hosts (Dask's ``/proxy``; the workers here have no pages), and takes websockets from
@@ -140,7 +142,7 @@ def guard_dashboard(hosts: Iterable[str] | None) -> None:
 
     Parameters
     ----------
-    hosts : iterable of str
+    hosts : collection of str, optional
         Where the links to the dashboard lead; None for no dashboard at all.
     """
     if hosts is None:  # the server that Dask starts all the same has no pages
@@ -152,44 +154,60 @@ def guard_dashboard(hosts: Iterable[str] | None) -> None:
     if "*" in dask.config.get(origins):  # Dask's default; a list of the user's adds to ours
         ours[origins] = ["127.0.0.1"]
     dask.config.set(ours)
+    known = frozenset(hosts)
+    dasks_own = RoutingApplication.find_handler
+
+    def find_handler(application: Any, request: Any, **more: Any) -> Any:
+        own_port = request.connection.stream.socket.getsockname()[1]
+        if not is_own_host(request.host, own_port, known):
+            return application.get_handler_delegate(request, ErrorHandler, {"status_code": 403})
+        return dasks_own(application, request, **more)
+
+    RoutingApplication.find_handler = find_handler
     try:
         from bokeh.server.views.ws import WSHandler
-    except ImportError:  # then there is no dashboard
+    except ImportError:  # then there are no websockets
         return
     bokehs_own = WSHandler.check_origin
-    known = tuple(hosts)
 
     def check_origin(handler: Any, origin: str) -> bool:
-        request = handler.request
-        own_port = request.connection.stream.socket.getsockname()[1]
-        return is_own_page(origin, request.host, own_port, known) or bool(bokehs_own(handler, origin))
+        return is_own_page(origin, handler.request.host, known) or bool(bokehs_own(handler, origin))
 
     WSHandler.check_origin = check_origin  # type: ignore[assignment, method-assign]
 
 
-def is_own_page(origin: str, asked: str, own_port: int, hosts: Iterable[str]) -> bool:
-    """Whether a page may read the dashboard.
+def is_own_host(asked: str, own_port: int, hosts: Collection[str]) -> bool:
+    """Whether a request asks for the dashboard, by one of its names or through a proxy.
+
+    A name with our own port that is none of ours is one that somebody else has point to this machine, so that a browser
+    takes the dashboard for a part of that one's pages.
 
     Parameters
     ----------
-    origin : str
-        Where the page is from.
     asked : str
-        The host that it asked for.
+        The host that the request asks for.
     own_port : int
         The port that the dashboard listens on.
-    hosts : iterable of str
+    hosts : collection of str
         As for `guard_dashboard`.
     """
     try:
-        page, host = urlsplit(origin), urlsplit(f"//{asked}")
-        name = page.hostname or ""
-        # Behind a proxy that hands the host on, such as JupyterHub's, page and dashboard have one. Were there none in
-        # front, it would have our port, and be a name that somebody else has point to this machine.
-        behind_a_proxy = page.netloc.lower() == asked.lower() and host.port != own_port
+        host = urlsplit(f"//{asked}")
+        return host.port != own_port or host.hostname in (*_LOOPBACK, *hosts)
     except ValueError:
         return False
-    return name in _LOOPBACK or behind_a_proxy or any(name == each for each in hosts)
+
+
+def is_own_page(origin: str, asked: str, hosts: Collection[str]) -> bool:
+    """Whether a page may listen to the dashboard: one of this machine, of where the links lead, or of the same host.
+
+    A proxy that hands the host on, such as JupyterHub's, has the dashboard and its own pages on one.
+    """
+    try:
+        page = urlsplit(origin)
+        return page.hostname in (*_LOOPBACK, *hosts) or page.netloc.lower() == asked.lower()
+    except ValueError:
+        return False
 
 
 def dashboard_hosts(template: str, domain: str, session: str) -> list[str]:

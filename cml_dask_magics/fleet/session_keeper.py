@@ -30,6 +30,8 @@ SCRATCH = "cml-dask-magics-scratch-"
 # In every scratch folder that we made; a folder without it is never removed.
 MARK = ".cml-dask-magics"
 
+MOUNTS = "/proc/self/mountinfo"
+
 _CHUNK_BYTES = 65536
 _QUIET_S = 0.2  # after this long without output, what was held back is written
 _COUNTED_EVERY_S = 10.0
@@ -197,14 +199,15 @@ def make_scratch(chosen: str | None, needed_bytes: float) -> tuple[str, int]:
 def _a_disk() -> str:
     """A folder for temporary files on a disk of this machine, if there is one; else the usual one."""
     usual = tempfile.gettempdir()
-    return next((folder for folder in (usual, "/tmp", "/var/tmp") if _is_on_a_disk(folder)), usual)
+    return next((folder for folder in (usual, "/tmp", "/var/tmp") if is_on_a_disk(folder)), usual)
 
 
-def _is_on_a_disk(folder: str) -> bool:
+def is_on_a_disk(folder: str) -> bool:
+    """Whether files in a folder are neither in memory nor on another machine, as far as the system tells."""
     if not os.access(folder, os.W_OK | os.X_OK):
         return False
     real, best, kind = os.path.realpath(folder), "", ""
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo") as mounts:  # noqa: PTH123
+    with contextlib.suppress(OSError), open(MOUNTS) as mounts:  # noqa: PTH123
         for mount in mounts:
             words = mount.split()
             point = words[4].replace("\\040", " ")

@@ -26,7 +26,8 @@ def make_settings(**fields):
         scheduler_here=False, adapt=None,
         wait=None, timeout_s=300, idle_timeout_s=3600, env={}, dashboard_port=None, local=False, tls=True,
         dashboard=True, background=False, client="client", cluster="cluster", state_directory=Path("/nowhere"),
-        python=sys.executable, launch_options={"scheduler": {}, "workers": {}}, max_workers=500, dashboard_link="{app_url}/status",
+        python=sys.executable, launch_options={"scheduler": {}, "workers": {}}, max_workers=500,
+        dashboard_link="{app_url}/status",
     )  # fmt: skip
     return replace(settings, **fields)
 
