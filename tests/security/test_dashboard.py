@@ -53,11 +53,11 @@ def other() -> Iterator[socket.socket]:
 @pytest.fixture
 def link(state: Path) -> Iterator[str]:
     """The dashboard of a running scheduler, behind a proxy of which Dask's own setting tells."""
-    with dask.config.set({"distributed.dashboard.link": "https://lab.example.site/proxy/{port}/status"}):
-        with CMLCluster(n_workers=0, local=True) as cluster:
-            port = cluster.scheduler_info["services"]["dashboard"]
-            assert cluster.dashboard_link == f"https://lab.example.site/proxy/{port}/status"
-            yield f"http://127.0.0.1:{port}/status"
+    template = "https://lab.example.site/proxy/{port}/status"
+    with dask.config.set({"distributed.dashboard.link": template}), CMLCluster(n_workers=0, local=True) as cluster:
+        port = cluster.scheduler_info["services"]["dashboard"]
+        assert cluster.dashboard_link == template.format(port=port)
+        yield f"http://127.0.0.1:{port}/status"
 
 
 def test_it_serves_nothing_of_other_hosts_and_no_page_of_others_listens(link: str, other: socket.socket) -> None:
