@@ -90,13 +90,15 @@ def take_over(inherited: dict[str, Any]) -> dict[str, Any]:
     return guards
 
 
-def tell_memory(asked_bytes: float) -> int:
-    """Have the workers tell Dask's scheduler how much memory the session has; returns it."""
+def tell_room(asked_bytes: float) -> int:
+    """Have the workers tell Dask's scheduler how much memory the session has, and disk; returns the memory."""
     from distributed.system import MEMORY_LIMIT
     from distributed.worker import DEFAULT_STARTUP_INFORMATION
 
     session_bytes = int(min(MEMORY_LIMIT, asked_bytes))
+    room = os.statvfs(os.environ[SCRATCH_VARIABLE])
     DEFAULT_STARTUP_INFORMATION["session_memory"] = lambda _: session_bytes
+    DEFAULT_STARTUP_INFORMATION["scratch_bytes"] = lambda _: room.f_bavail * room.f_frsize
     return session_bytes
 
 
@@ -148,7 +150,7 @@ if __name__ in ("__main__", "__mp_main__"):
         keep_output_and_scratch(INHERITED)
     guards = take_over(INHERITED)
     guards["guard_listeners"]()
-    session_bytes = tell_memory(INHERITED["memory_bytes"])
+    session_bytes = tell_room(INHERITED["memory_bytes"])
 
 if __name__ == "__main__":
     from dask.__main__ import main
