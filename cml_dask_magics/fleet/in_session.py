@@ -137,7 +137,8 @@ def keep_output_and_scratch(inherited: dict[str, Any]) -> None:
     chosen = inherited["dask_config"].get("temporary-directory")
     if "DASK_TEMPORARY_DIRECTORY" in inherited["dask_variables"]:
         chosen = os.environ.get("DASK_TEMPORARY_DIRECTORY", chosen)
-    os.environ[SCRATCH_VARIABLE], lock = keeper["make_scratch"](chosen, inherited["memory_bytes"])
+    needed_bytes = 0 if sys.argv[1] == "scheduler" else inherited["memory_bytes"]
+    os.environ[SCRATCH_VARIABLE], lock = keeper["make_scratch"](chosen, needed_bytes)
     sys.stdout.flush()  # before it goes through the keeper
     log = RUN_FOLDER / "logs" / f"{os.environ['CDSW_ENGINE_ID']}.log"
     atexit.register(keeper["start"](log, os.environ[SCRATCH_VARIABLE], lock))

@@ -170,7 +170,7 @@ def make_scratch(chosen: str | None, needed_bytes: float) -> tuple[str, int]:
     chosen : str, optional
         Dask's setting ``temporary-directory``; otherwise it is on a disk of this machine, if there is one.
     needed_bytes : float
-        The session's memory.
+        The memory of a session with workers; 0 for a scheduler's, which needs none.
 
     Returns
     -------
@@ -183,8 +183,9 @@ def make_scratch(chosen: str | None, needed_bytes: float) -> tuple[str, int]:
         Path(chosen).mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix=SCRATCH, dir=chosen or _a_disk())
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    Path(folder, MARK).touch(0o600)
+    with contextlib.suppress(OSError):  # a file system without locks: nobody is to clear it away then
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        Path(folder, MARK).touch(0o600)
     room = os.fstatvfs(descriptor)
     free_bytes = room.f_bavail * room.f_frsize
     print(f"Scratch space of this session: {folder}, with {free_bytes / 2**30:.1f} GiB free.")
