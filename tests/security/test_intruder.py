@@ -88,6 +88,22 @@ print(json.dumps(found))
 """
 
 
+# A page asks the dashboard, in the scheduler's own session, for its websocket.
+LISTEN = """
+import http.client, json, sys
+answers = []
+for origin in sys.argv[1:]:
+    connection = http.client.HTTPConnection("127.0.0.1", 8090, timeout=10)
+    connection.request("GET", "/status/ws", headers={
+        "Origin": origin, "Upgrade": "websocket", "Connection": "Upgrade",
+        "Sec-WebSocket-Key": "MDAwMDAwMDAwMDAwMDAwMA==", "Sec-WebSocket-Version": "13",
+    })
+    answers.append(connection.getresponse().status)
+    connection.close()
+print(json.dumps(answers))
+"""
+
+
 @pytest.fixture(scope="module")
 def desk() -> Iterator[Notebook]:
     """A notebook with a cluster of two workers, one of them with a secret that was not typed."""
@@ -184,6 +200,15 @@ def test_no_key_and_no_secret_lies_where_others_look(desk: Notebook) -> None:
     assert all(text for where, text in shown.items() if where != "outputs")
     for where, text in shown.items():
         assert not any(key in text for key in (*keys, SECRET, "PRIVATE KEY")), where
+
+
+def test_the_dashboard_listens_to_the_platforms_pages_of_this_session_alone(desk: Notebook) -> None:
+    scheduler, domain = desk.status()["scheduler"]["session"], "ml-sim.example.site"
+    link = desk.status()["dashboard_link"]
+    own = [link.removesuffix("/status"), f"https://read-only-{scheduler}.{domain}", "http://127.0.0.1:8090"]
+    others = [f"https://{desk.session.id}.{domain}", f"https://{domain}", f"{own[0]}.evil.example", "null"]
+    answers = desk.workspace.exec_in(scheduler, ["python3", "-c", LISTEN, *own, *others])
+    assert json.loads(answers.stdout) == [101] * len(own) + [403] * len(others), answers.stderr
 
 
 def test_every_file_of_the_cluster_is_its_owners_alone(desk: Notebook) -> None:
