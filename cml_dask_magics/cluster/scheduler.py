@@ -52,11 +52,18 @@ class _News:
     idle_s: float | None
 
 
-def by_session(workers: Iterable[WorkerFigures], session_of: Callable[[str], str]) -> dict[str, list[WorkerFigures]]:
+def by_session(
+    workers: Iterable[WorkerFigures], session_of: Callable[[str], str]
+) -> dict[str, tuple[WorkerFigures, ...]]:
     """The workers of each session, in the order of their numbers."""
-    sessions: dict[str, list[WorkerFigures]] = {}
-    for worker in sorted(workers, key=lambda worker: (len(worker.name), worker.name)):
-        sessions.setdefault(session_of(worker.name), []).append(worker)
+    sessions: dict[str, tuple[WorkerFigures, ...]] = {}
+    for worker in workers:
+        session = session_of(worker.name)
+        others = sessions.get(session)
+        sessions[session] = (worker,) if others is None else (*others, worker)
+    for session, several in sessions.items():
+        if len(several) > 1:
+            sessions[session] = tuple(sorted(several, key=lambda worker: (len(worker.name), worker.name)))
     return sessions
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import msgspec
 import pytest
 from support.statuses import GIB, NASTY, NOW, Page, cluster, history, several, starting, worker
 
@@ -130,7 +131,7 @@ def test_sessions_with_several_workers_are_counted_as_sessions_and_as_workers() 
     assert (sums.ready, sums.workers, sums.nthreads, sums.executing) == (2, 8, 16, 8)
     # One of four workers is still missing: their session is not ready, and what the three do counts.
     three = several(1)
-    three = replace(three, state="starting", workers=three.workers[:3], nthreads=6, executing=3)
+    three = msgspec.structs.replace(three, state="starting", workers=three.workers[:3], nthreads=6, executing=3)
     partly = of_several(workers=(several(0), three), state="degraded")
     assert render_words.workers_words(partly) == "1 of 2 sessions, 7 workers"
     assert totals(partly).nthreads == 14
