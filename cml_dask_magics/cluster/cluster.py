@@ -239,7 +239,14 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         self.scaler = Scaler(fleet, self._scheduler, self._connected, self._supervisor)
         self._start_up = Start(fleet, lambda: self.observed, self._connect_to, self._disconnect)
         try:
-            super().__init__(asynchronous=asynchronous, loop=loop, quiet=True, name=fleet.record.name)
+            super().__init__(
+                asynchronous=asynchronous,
+                loop=loop,
+                quiet=True,
+                name=fleet.record.name,
+                # Dask's tells the scheduler every second what manages its cluster, which never changes.
+                scheduler_sync_interval=fleet.times.unseen_s,
+            )
             self.periodic_callbacks["steer"] = Repeated(self._steer, fleet.times.steer_s)
             if not asynchronous:
                 self._loop_runner.start()
@@ -417,6 +424,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             scheduler_address=self.scheduler_address if connected else None,
             dashboard_link=self.dashboard_link or None,
             read_only_link=read_only_link(self._fleet) if connected else None,
+            heard_s=self._scheduler.heard_s,
             idle_s=self._scheduler.idle_s,
             history=tuple(self._scheduler.history),
             peak_memory_bytes=self._scheduler.peak_memory_bytes,

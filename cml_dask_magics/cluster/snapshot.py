@@ -32,6 +32,7 @@ def snapshot(
     scheduler_address: str | None = None,
     dashboard_link: str | None = None,
     read_only_link: str | None = None,
+    heard_s: float | None = None,
     idle_s: float | None = None,
     history: Sequence[Sample] = (),
     peak_memory_bytes: int = 0,
@@ -48,6 +49,8 @@ def snapshot(
     scheduler_address : str, optional
         None while the scheduler is not connected.
     dashboard_link, read_only_link : str, optional
+    heard_s : float, optional
+        Seconds since the scheduler last reported.
     idle_s : float, optional
         Seconds since the cluster last worked.
     history : sequence of Sample, optional
@@ -68,6 +71,7 @@ def snapshot(
         adapt=record.adapt,
         processes=fleet.settings.processes,
         idle_timeout_s=fleet.settings.idle_timeout_s,
+        heard_s=heard_s,
         idle_s=idle_s,
         scheduler=_scheduler_status(fleet, scheduler, scheduler_address) if scheduler is not None else None,
         workers=tuple(

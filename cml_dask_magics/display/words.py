@@ -36,6 +36,8 @@ SIGNS = {
 }
 """A sign for each state, because not everybody can see the colours."""
 
+_OLD_S = 10.0  # while nobody looks, the scheduler reports every five seconds
+
 _PLATFORMS = {"cml": "CML", "cdsw": "CDSW", "local": "this machine"}
 _PHASES: tuple[SessionState, ...] = ("starting", "pending", "stopping", "failed")
 
@@ -151,7 +153,7 @@ def usage_words(status: ClusterStatus) -> str:
 
 
 def fact_words(status: ClusterStatus, now: datetime) -> list[str]:
-    """Platform, age, usage and idle countdown."""
+    """Platform, age, usage, idle countdown, and how old all of that is, where it is old."""
     age_s = (now - status.created_at).total_seconds()
     starting = status.state == "starting"
     facts = [
@@ -159,7 +161,11 @@ def fact_words(status: ClusterStatus, now: datetime) -> list[str]:
         f"{'starting for' if starting else 'up'} {format_duration_s(age_s, exact=starting)}",
         usage_words(status),
     ]
-    return [*facts, idle_words(status)] if status.state in ("running", "degraded") else facts
+    if status.state in ("running", "degraded"):
+        facts.append(idle_words(status))
+    if status.heard_s is not None and status.heard_s >= _OLD_S:
+        facts.append(f"last heard of {format_duration_s(status.heard_s, exact=True)} ago")
+    return facts
 
 
 def estimate_words(status: ClusterStatus) -> str:

@@ -154,6 +154,8 @@ class ClusterStatus:
         ``(minimum, maximum)`` of them while Dask scales the cluster, else None.
     processes : int
         How many Dask workers each session has.
+    heard_s : float or None
+        How many seconds ago its scheduler last reported; None if it is not followed.
     idle_timeout_s, idle_s : float or None
         Seconds without work after which the scheduler ends the cluster, and seconds since it last
         worked; None for "never" and "it is working, or nobody knows".
@@ -186,6 +188,7 @@ class ClusterStatus:
     requested: int
     adapt: tuple[int, int] | None = None
     processes: int = 1
+    heard_s: float | None = None
     idle_timeout_s: float | None = None
     idle_s: float | None = None
     scheduler: SessionStatus | None = None

@@ -244,6 +244,13 @@ def test_memory_is_said_with_its_limit_and_no_unit_twice() -> None:
     assert format_memory(GIB, 0) == "1 GiB"
 
 
+def test_what_is_old_says_how_old_it_is() -> None:
+    now = cluster().created_at
+    assert render_words.fact_words(cluster(heard_s=72.4), now)[-1] == "last heard of 1 min 12 s ago"
+    for heard_s in (None, 0.0, 5.2):  # it reports every five seconds while nobody looks
+        assert not any("heard" in words for words in render_words.fact_words(cluster(heard_s=heard_s), now))
+
+
 @pytest.mark.parametrize(
     ("timeout_s", "idle_s", "words"),
     [
