@@ -3,10 +3,10 @@
 python benchmarks/refresh.py --sizes 4 1000 5000 --seconds 10
 
 A real scheduler in another process knows so many workers, whose figures all change every second; the kernel holds that
-cluster over TLS, with a record of as many sessions, which the Workers API lists. Counted is all CPU time of its process,
-in all threads: reading the news, the record and the platform's list, the supervisor's rounds, adding up,
-drawing, and the messages to the browser as JSON. While the panel is seen there is a refresh each second. Dask's widget
-is drawn twice a second, whatever changed, from what is there already.
+cluster over TLS, with a record of as many sessions, which the Workers API lists. Counted is all CPU of its process:
+reading the news, the record and the platform's list, the supervisor's rounds, adding up, drawing, and the messages to
+the browser as JSON. While the panel is seen there is a refresh each second. Dask's widget is drawn twice a second,
+whatever changed, from what is there already.
 """
 
 from __future__ import annotations
