@@ -21,10 +21,14 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from figures import Figure, show
+
+SIZES = (4, 1000, 5000)
+SEEN_MS, UNSEEN_MS = {1000: 10.0, 5000: 30.0}, {4: 2.0, 1000: 10.0}
 SESSION = "notebook00000000"
 GIB = 2**30
 _sent_bytes = 0
@@ -140,7 +144,7 @@ def on_record(workers: int, folder: Path) -> Path:
     return Registry(folder).claim(record, write_certificates)
 
 
-def run_kernel(workers: int, seconds: float) -> dict[str, float]:
+def run_kernel(workers: int, seconds: int) -> dict[str, float]:
     """Hold such a cluster and show it; the figures of one second, seen and unseen, as medians."""
     os.environ |= {"CDSW_ENGINE_ID": SESSION, "CDSW_DOMAIN": "ml.example.site", "CDSW_READONLY_PORT": "8100"}
     package: Any = types.ModuleType("cml")
@@ -181,6 +185,7 @@ def run_kernel(workers: int, seconds: float) -> dict[str, float]:
                 panel._view_count = 0
                 time.sleep(6)
                 unseen = list(measured(3 * seconds))
+                theirs = list(dask_draws(cluster, rounds=5))
                 cluster.close()
             finally:
                 scheduler.kill()
@@ -189,34 +194,64 @@ def run_kernel(workers: int, seconds: float) -> dict[str, float]:
         "seen_bytes": statistics.median(size for _, size in seen),
         "unseen_ms": statistics.mean(ms for ms, _ in unseen),
         "unseen_bytes": statistics.mean(size for _, size in unseen),
+        "dask_ms": 2 * statistics.median(ms for ms, _ in theirs),
+        "dask_bytes": 2 * statistics.median(size for _, size in theirs),
     }
 
 
-def measured(seconds: float) -> Iterator[tuple[float, int]]:
+def dask_draws(cluster: Any, rounds: int) -> Iterator[tuple[float, int]]:
+    """Milliseconds of CPU and bytes of drawing Dask's own widget of the same workers, once."""
+    import ipywidgets
+    from distributed.deploy.cluster import Cluster
+
+    html = ipywidgets.HTML()
+    for _ in range(rounds):
+        html.value = ""  # as its figures never stay the same
+        size, began = _sent_bytes, time.process_time_ns()
+        html.value = Cluster._repr_html_(cluster)
+        yield (time.process_time_ns() - began) / 1e6, _sent_bytes - size
+
+
+def measured(seconds: int) -> Iterator[tuple[float, int]]:
     """Milliseconds of CPU of this process, and bytes sent, of each of so many seconds."""
-    for _ in range(int(seconds)):
+    for _ in range(seconds):
         size, began = _sent_bytes, time.process_time_ns()
         time.sleep(1)
         yield (time.process_time_ns() - began) / 1e6, _sent_bytes - size
 
 
+def rows(sizes: Sequence[int] = SIZES, seconds: int = 10) -> list[Figure]:
+    """Each size in a fresh process."""
+    found = []
+    for n in sizes:
+        argv = [sys.executable, __file__, "--kernel", str(n), "--seconds", str(seconds)]
+        of = json.loads(subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout)
+        who = f"{n:,} workers"
+        found += [
+            Figure(f"panel, {who}: CPU each second", of["seen_ms"], "ms", SEEN_MS.get(n)),
+            Figure(f"Dask's widget, {who}: CPU each second", of["dask_ms"], "ms"),
+            Figure(f"panel, {who}: sent each second", of["seen_bytes"] / 1000, "kB", 20.0),
+            Figure(f"Dask's widget, {who}: sent each second", of["dask_bytes"] / 1000, "kB"),
+            Figure(f"nobody looks, {who}: CPU each second", of["unseen_ms"], "ms", UNSEEN_MS.get(n)),
+        ]
+    return found
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[4, 1000, 5000])
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--kernel", type=int)
-    parser.add_argument("--scheduler", type=int)
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--kernel", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--scheduler", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.scheduler is not None:
         run_scheduler(options.scheduler, options.folder)
     elif options.kernel is not None:
         print(json.dumps(run_kernel(options.kernel, options.seconds)))
     else:
-        for n in options.sizes:
-            argv = [sys.executable, __file__, "--kernel", str(n), "--seconds", str(options.seconds)]
-            print(n, subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        show(rows(options.sizes, options.seconds))
 
 
 if __name__ == "__main__":

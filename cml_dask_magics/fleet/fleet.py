@@ -238,6 +238,8 @@ class Fleet:
     def _change_sessions(
         self, ids: Collection[str], changed: Callable[[SessionRecord], SessionRecord], also: Change = _unchanged
     ) -> None:
+        ids = frozenset(ids)
+
         def change(record: Record) -> Record:
             sessions = tuple(changed(session) if session.id in ids else session for session in record.sessions)
             return also(replace(record, sessions=sessions))
