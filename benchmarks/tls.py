@@ -14,26 +14,18 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 from distributed import Client, wait
+from figures import Figure, show
 
 from cml_dask_magics import CMLCluster
 
 MIB = 2**20
-
-
-class Row(NamedTuple):
-    """One operation: seconds with and without TLS, and the median of the ratios of the turns."""
-
-    operation: str
-    tls_s: float
-    tcp_s: float
-    ratio: float
 
 
 def scatter(client: Client, data: Any) -> None:
@@ -65,10 +57,10 @@ def timed(operation: Callable[[Client, Any], None], client: Client, data: Any) -
     return time.monotonic() - began
 
 
-def rows(rounds: int = 7, mib: int = 256) -> list[Row]:
-    """Measure all operations with so much data, in so many rounds."""
+def rows(rounds: int = 7, mib: int = 256) -> list[Figure]:
+    """All operations with so much data, in so many rounds: seconds with TLS and without, and the ratio."""
     data = np.random.default_rng(0).integers(0, 256, mib * MIB, dtype="u1")  # cannot be compressed
-    found = []
+    found: list[Figure] = []
     with tempfile.TemporaryDirectory() as state, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a cluster is without TLS
         dask.config.set({"cml-dask-magics.state-directory": state})
@@ -83,8 +75,11 @@ def rows(rounds: int = 7, mib: int = 256) -> list[Row]:
                 for client in (one, two):  # the first of each opens connections, and imports
                     timed(operation, client, data)
                 turns = [(timed(operation, one, data), timed(operation, two, data)) for _ in range(rounds)]
-                medians = (statistics.median(seconds) for seconds in zip(*turns, strict=True))
-                found.append(Row(name, *medians, statistics.median(tls_s / tcp_s for tls_s, tcp_s in turns)))
+                found += [
+                    Figure(f"{name} of {mib} MiB with TLS", statistics.median(tls_s for tls_s, _ in turns), "s"),
+                    Figure(f"{name} of {mib} MiB without TLS", statistics.median(tcp_s for _, tcp_s in turns), "s"),
+                    Figure(f"{name}: with TLS / without", statistics.median(tls_s / tcp_s for tls_s, tcp_s in turns)),
+                ]
     return found
 
 
@@ -94,9 +89,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--mib", type=int, default=256, help="MiB of data; default: 256")
     arguments = parser.parse_args()
-    print(f"{arguments.mib} MiB     TLS s   TCP s   ratio")
-    for row in rows(arguments.rounds, arguments.mib):
-        print(f"{row.operation:<10} {row.tls_s:>6.2f}  {row.tcp_s:>6.2f}  {row.ratio:>6.2f}")
+    show(rows(arguments.rounds, arguments.mib))
 
 
 if __name__ == "__main__":
