@@ -6,12 +6,17 @@ Dask's nanny starts runs it too, as its main module.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import multiprocessing.util
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +103,98 @@ def dask_setup(nanny: Any) -> None:
     nanny.env["CUDA_VISIBLE_DEVICES"] = ",".join(devices[number :: INHERITED["processes"]])
 
 
+def environment_of_workers(config: dict[str, Any]) -> dict[str, str]:
+    """The variables that Dask's nanny sets before it starts a worker, because they are read early or only once.
+
+    Parameters
+    ----------
+    config : dict
+        Dask's configuration.
+    """
+    configured = config.get("distributed", {}).get("nanny", {}).get("pre-spawn-environ", {})
+    variables = {name: os.environ.get(name, str(value)) for name, value in configured.items() if value is not None}
+    if variables.get("PYTHONHASHSEED") in (None, "0"):
+        variables["PYTHONHASHSEED"] = "6640"  # the same on all workers; nannies, too, have this number
+    return variables
+
+
+def start_with(variables: dict[str, str]) -> None:
+    """Start this program anew with these variables, if it lacks any: some only count for a Python that starts."""
+    if any(os.environ.get(name) != value for name, value in variables.items()):
+        os.environ.update(variables)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def dask_command(name: str) -> Any:
+    """``dask NAME``. What is Dask's own is not looked for among all plug-ins of its command line."""
+    if name == "scheduler":
+        from distributed.cli.dask_scheduler import main
+    elif name == "worker":
+        from distributed.cli.dask_worker import main
+    else:
+        (plugin,) = entry_points(group="dask_cli", name=name)
+        main = plugin.load()
+    return main
+
+
+def keep_spares(n: int) -> None:
+    """Make copies of this process for its first workers, which then need not start Python and import Dask again.
+
+    Where anything is not as a nanny expects it (another environment, a worker that is started again), `multiprocessing`
+    starts a new interpreter as ever. To be called while there is a single thread, and before the command line is read.
+
+    Parameters
+    ----------
+    n : int
+        How many.
+    """
+    from distributed.proctitle import enable_proctitle_on_children
+
+    enable_proctitle_on_children()  # `dask worker` does so at once; it is in the environment
+    environment = dict(os.environ)
+    spares: list[tuple[int, socket.socket]] = []
+    for _ in range(n):
+        ours, its = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            for channel in (ours, *(channel for _, channel in spares)):
+                channel.close()  # what only its parent holds tells a spare of its parent's end
+            become_a_child(its)
+        its.close()
+        spares.append((pid, ours))
+    start_python = multiprocessing.util.spawnv_passfds
+
+    def start(path: Any, args: Any, fds: Any) -> int:
+        if spares and args[-1] == "--multiprocessing-fork" and dict(os.environ) == environment:
+            pid, channel = spares.pop(0)
+            with contextlib.closing(channel), contextlib.suppress(OSError):  # it was killed
+                socket.send_fds(channel, [json.dumps([args[-2], fds]).encode()], fds)
+                return pid
+        return start_python(path, args, fds)
+
+    multiprocessing.util.spawnv_passfds = start
+
+
+def become_a_child(channel: socket.socket) -> None:
+    """Wait for what to run, and run it as a new interpreter would that `multiprocessing` starts."""
+    message, received, _, _ = socket.recv_fds(channel, 2**16, 250)
+    channel.close()
+    if not message:
+        sys.exit()
+    program, fds = json.loads(message)
+    # Under the numbers that they have in the parent: away from these first, so that none is in another's way.
+    away = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(fds) + 1) for fd in received]
+    for fd in received:
+        os.close(fd)
+    for fd, number in zip(away, fds, strict=True):
+        os.dup2(fd, number, inheritable=False)
+        os.close(fd)
+    if "numpy.random" in sys.modules:  # the copies would draw the same numbers
+        sys.modules["numpy.random"].seed()
+    sys.argv = ["-c", "--multiprocessing-fork"]
+    exec(program, {"__name__": "__main__"})
+
+
 def end_with_the_cluster() -> None:
     """End this process once the cluster has been stopped: another session of the project cannot end it.
 
@@ -121,16 +218,18 @@ def end_with_the_cluster() -> None:
 # Also in the worker's own process, where this file has the second name.
 if __name__ in ("__main__", "__mp_main__"):
     INHERITED = json.loads((RUN_FOLDER / "session.json").read_text())
+    if __name__ == "__main__" and sys.argv[1] == "worker":
+        start_with(environment_of_workers(INHERITED["dask_config"]))
     take_over(INHERITED)
     session_bytes = tell_memory(INHERITED["memory_bytes"])
 
 if __name__ == "__main__":
-    from dask.__main__ import main
-
-    sys.argv[0] = "dask"
-    if sys.argv[1] != "scheduler":
+    command = sys.argv[1]
+    if command != "scheduler":
         limit = worker_limit_bytes(session_bytes, INHERITED["memory_bytes"], INHERITED["processes"])
         sys.argv += ["--memory-limit", str(limit)]
     elif "CML_DASK_HERE" in os.environ:
         threading.Thread(target=end_with_the_cluster, name="end-with-the-cluster", daemon=True).start()
-    main()
+    if command == "worker" and not INHERITED["gpu"]:
+        keep_spares(INHERITED["processes"])
+    dask_command(command)(sys.argv[2:], prog_name=f"dask {command}")
