@@ -2,8 +2,8 @@
 
 All run in the simulated workspace, turn by turn. ``sequential`` is the way of Cloudera's example: one thing after the
 other. ``bare`` launches all sessions at once, and they find each other by a scheduler file: no TLS, no record of what
-was launched, no panel, and no pages of each worker's own, which ours do not have either. The figures are medians, and the ratios are what counts; that to ``bare`` is of what each takes
-besides the start of a session, which both wait for:
+was launched, no panel, and no pages of each worker's own, which ours do not serve either. The figures are medians, and
+the ratios are what counts; that to ``bare`` is of what each takes besides the start of a session, which both wait for:
 
     python benchmarks/start.py --workers 4 --start-delay 14 --rounds 3
 """

@@ -6,8 +6,10 @@ Dask's nanny starts runs it too, as its main module.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
+import importlib
 import json
 import multiprocessing.util
 import os
@@ -29,6 +31,9 @@ _GIB = 2**30
 OTHERS_BYTES = 150 * 10**6
 # A task may fill 1 GB in a second, and a nanny looks at its worker every 0.1 s; on a busy machine up to 0.2 s later.
 OVERSHOOT_BYTES, LATE_BYTES = 100 * 10**6, 200 * 10**6
+
+# Until then the machine is busy with the workers' start.
+DASHBOARD_AFTER_S = 5.0
 
 
 def room_bytes(processes: int) -> int:
@@ -128,13 +133,61 @@ def start_with(variables: dict[str, str]) -> None:
 def dask_command(name: str) -> Any:
     """``dask NAME``. What is Dask's own is not looked for among all plug-ins of its command line."""
     if name == "scheduler":
-        from distributed.cli.dask_scheduler import main
-    elif name == "worker":
-        from distributed.cli.dask_worker import main
-    else:
-        (plugin,) = entry_points(group="dask_cli", name=name)
-        main = plugin.load()
-    return main
+        from distributed.cli import dask_scheduler
+
+        dask_scheduler.Scheduler = scheduler_with_a_late_dashboard(dask_scheduler.Scheduler)
+        return dask_scheduler.main
+    if name == "worker":
+        from distributed.cli import dask_worker
+
+        return dask_worker.main
+    (plugin,) = entry_points(group="dask_cli", name=name)
+    return plugin.load()
+
+
+def scheduler_with_a_late_dashboard(base: Any) -> Any:
+    """Dask's scheduler, but it imports the dashboard (as long as all else takes) when workers have had time to come.
+
+    Parameters
+    ----------
+    base : type
+        Dask's class.
+    """
+
+    class Scheduler(base):  # type: ignore[misc]  # its name is shown
+        def __init__(self, *args: Any, dashboard: Any, http_prefix: str, **kwargs: Any) -> None:
+            super().__init__(*args, dashboard=False, http_prefix=http_prefix, **kwargs)
+            self.dashboard_task = asyncio.ensure_future(add_dashboard(self, http_prefix)) if dashboard else None
+
+    return Scheduler
+
+
+async def add_dashboard(scheduler: Any, prefix: str) -> None:
+    """Add the dashboard to a running scheduler after some seconds, or as soon as a page is asked for."""
+    from tornado import web
+
+    asked, added = asyncio.Event(), asyncio.Event()
+
+    class AnyPage(web.RequestHandler):
+        async def prepare(self) -> None:
+            asked.set()
+            await added.wait()
+            self.redirect(self.request.uri, status=307)
+
+    server, pages = scheduler.http_server, scheduler.http_application
+    server.request_callback = web.Application([(".*", AnyPage)])
+    try:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asked.wait(), DASHBOARD_AFTER_S)
+        dashboard = await asyncio.to_thread(importlib.import_module, "distributed.dashboard.scheduler")
+        dashboard.connect(pages, server, scheduler, prefix=prefix)
+    except ImportError:  # Bokeh, or a new enough one: Dask's page says which
+        from distributed.http.scheduler.missing_bokeh import routes
+
+        pages.add_handlers(".*", [(f"/{path.lstrip('/')}", *rest) for path, *rest in routes])
+    finally:
+        server.request_callback = pages
+        added.set()
 
 
 def keep_spares(n: int) -> None:
@@ -172,7 +225,7 @@ def keep_spares(n: int) -> None:
                 return pid
         return start_python(path, args, fds)
 
-    multiprocessing.util.spawnv_passfds = start
+    multiprocessing.util.spawnv_passfds = start  # type: ignore[assignment]
 
 
 def become_a_child(channel: socket.socket) -> None:
