@@ -123,6 +123,13 @@ def environment_of_workers(config: dict[str, Any]) -> dict[str, str]:
     return variables
 
 
+def starts_workers_by() -> str:
+    """Dask's way to start the process of a worker."""
+    import dask.config
+
+    return str(dask.config.get("distributed.worker.multiprocessing-method"))
+
+
 def start_with(variables: dict[str, str]) -> None:
     """Start this program anew with these variables, if it lacks any: some only count for a Python that starts."""
     if any(os.environ.get(name) != value for name, value in variables.items()):
@@ -194,14 +201,19 @@ def keep_spares(n: int) -> None:
     """Make copies of this process for its first workers, which then need not start Python and import Dask again.
 
     Where anything is not as a nanny expects it (another environment, a worker that is started again), `multiprocessing`
-    starts a new interpreter as ever. To be called while there is a single thread, and before the command line is read.
+    starts a new interpreter as ever. So it does if this process has several threads, of which a copy would lack all
+    but one.
 
     Parameters
     ----------
     n : int
         How many.
     """
+    import psutil
     from distributed.proctitle import enable_proctitle_on_children
+
+    if sys.platform != "linux" or psutil.Process().num_threads() > 1:
+        return
 
     enable_proctitle_on_children()  # `dask worker` does so at once; it is in the environment
     environment = dict(os.environ)
@@ -283,6 +295,7 @@ if __name__ == "__main__":
         sys.argv += ["--memory-limit", str(limit)]
     elif "CML_DASK_HERE" in os.environ:
         threading.Thread(target=end_with_the_cluster, name="end-with-the-cluster", daemon=True).start()
-    if command == "worker" and not INHERITED["gpu"]:
+    # No copies where an import may have begun to use a GPU, nor where the user chose another way to start processes.
+    if command == "worker" and not INHERITED["gpu"] and starts_workers_by() == "spawn":
         keep_spares(INHERITED["processes"])
     dask_command(command)(sys.argv[2:], prog_name=f"dask {command}")

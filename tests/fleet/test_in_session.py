@@ -1,0 +1,101 @@
+"""The copies that a session keeps for its workers, and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.dask,
+    pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each worker starts a Python of its own"),
+]
+
+# A session's program in small: it keeps copies of itself, and starts processes as a nanny does.
+PROGRAM = """
+import multiprocessing, os, sys
+
+from cml_dask_magics.fleet.in_session import keep_spares
+
+def work(connection):
+    connection.send((os.getppid(), len(sys.orig_argv), os.environ.get("MORE")))
+    sys.exit(connection.recv())
+
+def run(exit_code):
+    context = multiprocessing.get_context("spawn")
+    ours, its = context.Pipe()
+    process = context.Process(target=work, args=(its,))
+    process.start()
+    its.close()
+    parent, arguments, more = ours.recv()
+    assert parent == os.getpid()
+    ours.send(exit_code)
+    process.join()
+    assert process.exitcode == exit_code
+    return "new" if arguments > 2 else "copy", more
+
+if __name__ == "__main__":
+    keep_spares(2)
+    children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+    assert len(children) == 2
+"""
+
+
+def done(tmp_path: Path, main: str) -> subprocess.CompletedProcess[str]:
+    """A run of a program that begins with `PROGRAM`."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM + textwrap.indent(textwrap.dedent(main), "    "))
+    # As in a session, NumPy starts no threads.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def run(tmp_path: Path, main: str) -> list[str]:
+    """What it printed."""
+    ended = done(tmp_path, main)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
+def test_a_copy_is_a_child_like_any_other_and_when_there_is_none_left_python_is_started(tmp_path: Path) -> None:
+    assert run(tmp_path, "for exit_code in (0, 3, 4): print(run(exit_code))") == [
+        "('copy', None)",
+        "('copy', None)",
+        "('new', None)",
+    ]
+
+
+def test_in_another_environment_python_is_started(tmp_path: Path) -> None:
+    assert run(tmp_path, "os.environ['MORE'] = 'yes'; print(run(0))") == ["('new', 'yes')"]
+
+
+def test_a_copy_that_was_killed_is_not_missed(tmp_path: Path) -> None:
+    main = """
+    for child in children:
+        os.kill(int(child), 9)
+    for child in children:
+        os.waitid(os.P_PID, int(child), os.WEXITED | os.WNOWAIT)
+    print(run(0))
+    """
+    assert run(tmp_path, main) == ["('new', None)"]
+
+
+def test_with_several_threads_there_are_no_copies(tmp_path: Path) -> None:
+    main = """
+    import threading
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    keep_spares(1)
+    now = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+    print(now == children)
+    """
+    assert run(tmp_path, main) == ["True"]
+
+
+def test_copies_end_with_their_parent(tmp_path: Path) -> None:
+    """However it ends: the copies hold the end of a pipe that closes when all of them have ended."""
+    ended = done(tmp_path, "print('ready', flush=True); os.kill(os.getpid(), 9)")
+    assert ended.returncode == -9 and ended.stdout == "ready\n" and not ended.stderr
