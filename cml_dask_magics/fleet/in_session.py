@@ -6,22 +6,18 @@ Dask's nanny starts runs it too, as its main module.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import fcntl
-import importlib
 import json
-import multiprocessing.util
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+# What takes long to import is imported where it is used: `start_with` may start this program twice.
 RUN_FOLDER = Path(__file__).resolve().parent
 _GIB = 2**30
 
@@ -148,6 +144,8 @@ def dask_command(name: str) -> Any:
         from distributed.cli import dask_worker
 
         return dask_worker.main
+    from importlib.metadata import entry_points
+
     (plugin,) = entry_points(group="dask_cli", name=name)
     return plugin.load()
 
@@ -160,6 +158,7 @@ def scheduler_with_a_late_dashboard(base: Any) -> Any:
     base : type
         Dask's class.
     """
+    import asyncio
 
     class Scheduler(base):  # type: ignore[misc]  # its name is shown
         def __init__(self, *args: Any, dashboard: Any, http_prefix: str, **kwargs: Any) -> None:
@@ -171,6 +170,9 @@ def scheduler_with_a_late_dashboard(base: Any) -> Any:
 
 async def add_dashboard(scheduler: Any, prefix: str) -> None:
     """Add the dashboard to a running scheduler after some seconds, or as soon as a page is asked for."""
+    import asyncio
+    import importlib
+
     from tornado import web
 
     asked, added = asyncio.Event(), asyncio.Event()
@@ -209,6 +211,8 @@ def keep_spares(n: int) -> None:
     n : int
         How many.
     """
+    import multiprocessing.util
+
     import psutil
     from distributed.proctitle import enable_proctitle_on_children
 
@@ -242,6 +246,8 @@ def keep_spares(n: int) -> None:
 
 def become_a_child(channel: socket.socket) -> None:
     """Wait for what to run, and run it as a new interpreter would that `multiprocessing` starts."""
+    import fcntl
+
     message, received, _, _ = socket.recv_fds(channel, 2**16, 250)
     channel.close()
     if not message:
