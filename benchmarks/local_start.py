@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 
+from figures import Figure, show
+
 LOCAL = """
 from distributed import Client, LocalCluster
 
@@ -68,20 +70,18 @@ def timed(up: str, down: str, folder: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def rows(rounds: int = 5) -> list[tuple[str, float, str, float | None]]:
-    """Measure each way in turn: name, median, unit, and what it is to be at most."""
+def rows(rounds: int = 5) -> list[Figure]:
+    """Measure each way in turn."""
     took_s: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             for way, cells in WAYS.items():
                 took_s[way].append(timed(*cells, folder))
     ours_s = took_s["%dask_up 2 --local"]
-    measured: list[tuple[str, float, str, float | None]] = [
-        (way, statistics.median(times_s), "s", None) for way, times_s in took_s.items()
-    ]
+    measured = [Figure(way, statistics.median(times_s), "s") for way, times_s in took_s.items()]
     for way, goal in (("SubprocessCluster(2)", 0.80), ("LocalCluster(2)", None)):
         ratios = [ours / theirs for ours, theirs in zip(ours_s, took_s[way], strict=True)]
-        measured.append((f"%dask_up 2 --local / {way}", statistics.median(ratios), "", goal))
+        measured.append(Figure(f"%dask_up 2 --local / {way}", statistics.median(ratios), at_most=goal))
     return measured
 
 
@@ -89,8 +89,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    for name, figure, unit, goal in rows(parser.parse_args().rounds):
-        print(f"{name:<42} {figure:7.2f} {unit}" + (f"  (at most {goal:.2f})" if goal is not None else ""))
+    show(rows(parser.parse_args().rounds))
 
 
 if __name__ == "__main__":

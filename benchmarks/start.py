@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from figures import Figure, show
 from workspace import Workspace
 from workspace.kernel import Kernel
 
@@ -90,8 +91,8 @@ def timed(kernel: Kernel, code: str) -> float:
 
 def rows(
     workers: int = 4, start_delay_s: float = 14.0, rounds: int = 3, ways: tuple[str, ...] = tuple(WAYS)
-) -> list[tuple[str, float, str, float | None]]:
-    """Measure each way in turn: name, median, unit, and what it is to be at most."""
+) -> list[Figure]:
+    """Measure each way in turn."""
     took_s: dict[str, list[float]] = {way: [] for way in ways}
     with Workspace(start_delay_s=start_delay_s, start_jitter=0.0) as workspace:
         session = workspace.open_session()
@@ -103,19 +104,17 @@ def rows(
                 timed(kernel, down)
                 kernel.shutdown()
                 workspace.wait_until(lambda: not workspace.alive())
-    measured: list[tuple[str, float, str, float | None]] = [
-        (way, statistics.median(times_s), "s", None) for way, times_s in took_s.items()
-    ]
+    measured = [Figure(f"{way}, {workers} workers", statistics.median(times_s), "s") for way, times_s in took_s.items()]
     ours_s = took_s["%dask_up"]
     if "sequential" in took_s:
         ratios = [ours / theirs for ours, theirs in zip(ours_s, took_s["sequential"], strict=True)]
-        measured.append(("%dask_up / sequential", statistics.median(ratios), "", None))
+        measured.append(Figure("%dask_up / sequential", statistics.median(ratios)))
     if "bare" in took_s:
         ratios = [
             (ours - start_delay_s) / (theirs - start_delay_s)
             for ours, theirs in zip(ours_s, took_s["bare"], strict=True)
         ]
-        measured.append(("%dask_up / bare, above one session start", statistics.median(ratios), "", 1.10))
+        measured.append(Figure("%dask_up / bare, above one session start", statistics.median(ratios), at_most=1.10))
     return measured
 
 
@@ -127,11 +126,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     options = parser.parse_args()
-    print(f"sessions that take {options.start_delay:g} s to start, {options.workers} workers")
-    for name, figure, unit, goal in rows(
-        options.workers, options.start_delay, options.rounds, tuple({**dict.fromkeys(options.ways), "%dask_up": None})
-    ):
-        print(f"{name:<42} {figure:7.2f} {unit}" + (f"  (at most {goal:.2f})" if goal is not None else ""))
+    ways = tuple({**dict.fromkeys(options.ways), "%dask_up": None})
+    print(f"sessions that take {options.start_delay:g} s to start")
+    show(rows(options.workers, options.start_delay, options.rounds, ways))
 
 
 if __name__ == "__main__":
