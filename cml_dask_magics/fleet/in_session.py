@@ -1,7 +1,7 @@
 """What each session of a cluster runs: Dask's command line, with the kernel's folder, import path and configuration.
 
-A copy of this file is in the cluster's run folder, so that sessions need not have this package. The worker process that
-Dask's nanny starts runs it too, as its main module.
+A copy of this file is in the cluster's run folder, so that sessions need not have this package. A worker's process is a
+copy of its session's, or, where Dask's nanny starts a new Python for it, runs this file too, as its main module.
 """
 
 from __future__ import annotations
@@ -133,21 +133,22 @@ def start_with(variables: dict[str, str]) -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def dask_command(name: str) -> Any:
-    """``dask NAME``. What is Dask's own is not looked for among all plug-ins of its command line."""
-    if name == "scheduler":
+def run_dask(command: str) -> None:
+    """Run ``dask COMMAND``. What is Dask's own is not looked for among all plug-ins of its command line."""
+    if command == "scheduler":
         from distributed.cli import dask_scheduler
 
         dask_scheduler.Scheduler = scheduler_with_a_late_dashboard(dask_scheduler.Scheduler)
-        return dask_scheduler.main
-    if name == "worker":
+        dask_scheduler.main(sys.argv[2:], prog_name="dask scheduler")
+    elif command == "worker":
         from distributed.cli import dask_worker
 
-        return dask_worker.main
-    from importlib.metadata import entry_points
+        dask_worker.main(sys.argv[2:], prog_name="dask worker")
+    else:
+        from dask.__main__ import main
 
-    (plugin,) = entry_points(group="dask_cli", name=name)
-    return plugin.load()
+        sys.argv[0] = "dask"
+        main()
 
 
 def scheduler_with_a_late_dashboard(base: Any) -> Any:
@@ -218,7 +219,6 @@ def keep_spares(n: int) -> None:
 
     if sys.platform != "linux" or psutil.Process().num_threads() > 1:
         return
-
     enable_proctitle_on_children()  # `dask worker` does so at once; it is in the environment
     environment = dict(os.environ)
     spares: list[tuple[int, socket.socket]] = []
@@ -234,10 +234,11 @@ def keep_spares(n: int) -> None:
     start_python = multiprocessing.util.spawnv_passfds
 
     def start(path: Any, args: Any, fds: Any) -> int:
-        if spares and args[-1] == "--multiprocessing-fork" and dict(os.environ) == environment:
-            pid, channel = spares.pop(0)
-            with contextlib.closing(channel), contextlib.suppress(OSError):  # it was killed
-                socket.send_fds(channel, [json.dumps([args[-2], fds]).encode()], fds)
+        if args[-1] == "--multiprocessing-fork" and dict(os.environ) == environment:
+            with contextlib.suppress(IndexError, OSError):  # none is left, or it was killed
+                pid, channel = spares.pop(0)
+                with channel:
+                    socket.send_fds(channel, [json.dumps([args[-2], fds]).encode()], fds)
                 return pid
         return start_python(path, args, fds)
 
@@ -304,4 +305,4 @@ if __name__ == "__main__":
     # No copies where an import may have begun to use a GPU, nor where the user chose another way to start processes.
     if command == "worker" and not INHERITED["gpu"] and starts_workers_by() == "spawn":
         keep_spares(INHERITED["processes"])
-    dask_command(command)(sys.argv[2:], prog_name=f"dask {command}")
+    run_dask(command)
