@@ -182,7 +182,9 @@ async def add_dashboard(scheduler: Any, prefix: str) -> None:
         async def prepare(self) -> None:
             asked.set()
             await added.wait()
-            self.redirect(self.request.uri, status=307)
+            path, mark, query = self.request.uri.partition("?")
+            # Relative, as a proxy may show all this under a path of its own.
+            self.redirect(f"./{path.rpartition('/')[2]}{mark}{query}", status=307)
 
     server, pages = scheduler.http_server, scheduler.http_application
     server.request_callback = web.Application([(".*", AnyPage)])

@@ -138,6 +138,20 @@ def test_whoever_asks_gets_the_dashboard_whether_it_is_there_yet_or_not(
     assert plots[0] == 200 and b"individual-task-stream" in plots[2]
 
 
+def test_who_has_to_wait_is_sent_on_below_the_path_of_a_proxy() -> None:
+    async def location(path: str) -> str:
+        scheduler_class = in_session.scheduler_with_a_late_dashboard(Scheduler)
+        async with scheduler_class(
+            host="127.0.0.1", port=0, dashboard=True, dashboard_address="127.0.0.1:0", http_prefix=""
+        ) as scheduler:
+            page = f"http://127.0.0.1:{scheduler.http_server.port}{path}"
+            answer = await AsyncHTTPClient().fetch(page, follow_redirects=False, raise_error=False)
+            return str(answer.headers["Location"])
+
+    assert asyncio.run(location("/info/main/workers.html?a=b/c")) == "./workers.html?a=b/c"
+    assert asyncio.run(location("/")) == "./"
+
+
 def test_without_bokeh_dask_s_page_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed.dashboard.scheduler", None)
     status, health, _ = asyncio.run(pages(600.0, 0.0, monkeypatch))
