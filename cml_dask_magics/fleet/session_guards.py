@@ -164,10 +164,13 @@ def guard_dashboard(hosts: Collection[str] | None) -> None:
         return dasks_own(application, request, **more)
 
     RoutingApplication.find_handler = find_handler
-    try:
-        from bokeh.server.views.ws import WSHandler
-    except ImportError:  # then there are no websockets
-        return
+
+
+def guard_websockets(hosts: Collection[str]) -> None:
+    """The rest of `guard_dashboard`, for when Bokeh has been imported."""
+    from bokeh.server.views.ws import WSHandler
+
+    known = frozenset(hosts)
     bokehs_own = WSHandler.check_origin
 
     def check_origin(handler: Any, origin: str) -> bool:

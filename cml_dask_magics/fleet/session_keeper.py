@@ -248,12 +248,17 @@ def start(log: Path, scratch: str, lock: int) -> Callable[[], None]:
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     os.close(output)
+    # What a copy of this process has of it would tell the keeper that this one lives; a copy of the copy has none.
+    ends = [our_life]
+    os.register_at_fork(after_in_child=lambda: os.close(ends.pop()) if ends else None)
 
     def finish() -> None:
+        if not ends:  # in a copy
+            return
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
-        os.close(our_life)
+        os.close(ends.pop())
         with contextlib.suppress(subprocess.TimeoutExpired):
             keeper.wait(timeout=5)
 

@@ -90,7 +90,8 @@ print(json.dumps(found))
 
 # A page asks the dashboard, in the scheduler's own session, for its websocket.
 LISTEN = """
-import http.client, json, sys
+import http.client, json, sys, urllib.request
+urllib.request.urlopen("http://127.0.0.1:8090/status").close()  # until the dashboard is there
 answers = []
 for origin in sys.argv[1:]:
     connection = http.client.HTTPConnection("127.0.0.1", 8090, timeout=10)
