@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Literal, NamedTuple
 
-from cml_dask_magics.display.safe import clean
 from cml_dask_magics.model.status import ClusterStatus, Ended, Event, SessionState, SessionStatus, WorkerFigures
-from cml_dask_magics.model.words import format_bytes, format_memory, plural, unit
+from cml_dask_magics.model.words import clean, format_bytes, format_memory, plural, unit
 
 Kind = Literal["ended", "failed"]
 """How a cluster ended."""

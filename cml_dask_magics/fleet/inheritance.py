@@ -17,7 +17,7 @@ import dask.config
 
 from cml_dask_magics.fleet.shell_lines import worker_nthreads
 from cml_dask_magics.model.settings import SECTION, Settings
-from cml_dask_magics.registry.files import write_private
+from cml_dask_magics.registry.files import read_private, write_private
 from cml_dask_magics.registry.run_folder import SESSION_DATA, SESSION_PROGRAM
 
 # For the kernel alone: its client, addresses of its other clusters, our settings (with the values of --env).
@@ -69,10 +69,12 @@ def renew_program(folder: Path, settings: Settings) -> None:
     """
     program, data = folder / SESSION_PROGRAM, folder / SESSION_DATA
     try:
-        if program.read_text(encoding="utf-8") == _program():
+        if read_private(program) == _program():
             return
-        inherited = json.loads(data.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # it had none
+        inherited = json.loads(read_private(data))
+        if not isinstance(inherited, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError, RecursionError):  # it had none
         write_inheritance(folder, settings)
         return
     write_private(data, json.dumps(inherited | _sizes(settings)))

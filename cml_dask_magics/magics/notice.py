@@ -27,7 +27,7 @@ def notice() -> str:
             if _is_held(directory, name):
                 continue
             try:
-                record = registry.read(name)
+                record = registry.peek(name)
             except RuntimeError:  # %dask_up and %dask_down show the reason
                 silent.append(name)
                 continue

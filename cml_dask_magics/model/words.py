@@ -1,4 +1,4 @@
-"""Sizes and numbers in words, as every folder says them."""
+"""Sizes and numbers in words, as every folder says them, and words from outside, made safe to show."""
 
 from __future__ import annotations
 
@@ -37,3 +37,18 @@ def format_memory(used_bytes: int, limit_bytes: int, between: str = " / ") -> st
         return used
     limit = format_bytes(limit_bytes)
     return f"{used.removesuffix(limit[limit.index(' ') :])}{between}{limit}"
+
+
+def clean(text: str) -> str:
+    """Make text safe to print: replaces control and direction characters, except line ends."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\n" else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+def short(text: object, most: int = 300) -> str:
+    """Words from outside (which may be a page of HTML) as one short line that is safe to print."""
+    line = " ".join(clean(str(text)[: 50 * most]).split())
+    return line if len(line) <= most else line[: most - 2] + " …"

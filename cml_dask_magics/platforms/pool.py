@@ -15,13 +15,17 @@ from datetime import datetime
 from typing import Any
 
 from cml_dask_magics.model.lifecycle import SessionInfo
+from cml_dask_magics.model.record import SESSION
 from cml_dask_magics.model.times import USUAL, Times
+from cml_dask_magics.model.words import short
 from cml_dask_magics.platforms.api import Platform, PlatformError, launch_keywords
 
 logger = logging.getLogger(__name__)
 
 _ENDED = frozenset({"succeeded", "failed", "stopped", "timedout"})
 _MISSES_THAT_PROVE = 3
+# No status, address or link of a session is longer; more than that is cut, or left out.
+_STATUS_LENGTH, _ADDRESS_LENGTH, _LINK_LENGTH = 40, 253, 2000
 _STOPPED = "stopped"
 
 
@@ -117,7 +121,7 @@ class SessionPool:
                 n, cpu=cpu, memory=memory_gib, nvidia_gpu=gpu, code=code, env=dict(env), **shown, **options
             )
             if not isinstance(answers, (list, tuple)):
-                raise PlatformError(f"launch_workers answered {_short(answers)} instead of a list")
+                raise PlatformError(f"launch_workers answered {short(answers)} instead of a list")
         except Exception as error:
             return Launched(refusals=(_words(error),) * n, suspects=self._appeared_since(before), doubtful=True)
         sessions, refusals, strays = [], [], []
@@ -127,7 +131,7 @@ class SessionPool:
                 sessions.append(info)
                 continue
             refusals.append(_message(answer))
-            if isinstance(answer, Mapping) and isinstance(answer.get("engineId"), str) and answer["engineId"]:
+            if isinstance(answer, Mapping) and _is_session(answer.get("engineId")):
                 strays.append(answer["engineId"])
             elif not isinstance(answer, Mapping) or not answer.get("message"):
                 doubtful = True  # neither a session nor a refusal
@@ -152,7 +156,7 @@ class SessionPool:
         except Exception as error:
             raise PlatformError(f"list_workers failed: {_words(error)}") from error
         if not isinstance(answers, (list, tuple)):
-            raise PlatformError(f"list_workers answered {_short(answers)} instead of a list")
+            raise PlatformError(f"list_workers answered {short(answers)} instead of a list")
         infos = (_read_session(answer) for answer in answers)
         return {info.id: info for info in infos if info is not None}
 
@@ -295,7 +299,7 @@ class SessionPool:
             said[session] = (
                 _STOPPED
                 if 200 <= code < 300 or code == 404
-                else f"stop answered HTTP {code} {_short(getattr(response, 'text', ''))}"
+                else f"stop answered HTTP {code} {short(getattr(response, 'text', ''))}"
             )
         return said
 
@@ -312,20 +316,30 @@ class SessionPool:
 
 
 def _read_session(answer: Any) -> SessionInfo | None:
-    """Parse one session of an answer; None if it has no id."""
-    if not isinstance(answer, Mapping) or not isinstance(answer.get("id"), str) or not answer["id"]:
+    """Parse one session of an answer; None if it has no id, or none that can be one."""
+    if not isinstance(answer, Mapping) or not _is_session(answer.get("id")):
         return None
-    status = str(answer.get("status", "unknown"))
+    status = short(answer.get("status", "unknown"), _STATUS_LENGTH)
     ip_address, app_url = answer.get("ip_address"), answer.get("app_url")
-    known = isinstance(ip_address, str) and ip_address not in ("", "unknown")
+    known = ip_address not in ("", "unknown") and _is_word(ip_address, _ADDRESS_LENGTH)
     return SessionInfo(
         id=answer["id"],
         phase="running" if status == "running" else "ended" if status in _ENDED else "pending",
         status=status,
         ip_address=ip_address if known else None,
-        app_url=app_url if isinstance(app_url, str) and app_url else None,
+        app_url=app_url if _is_word(app_url, _LINK_LENGTH) else None,
         created_at=_seconds(answer.get("created_at")),
     )
+
+
+def _is_session(session: Any) -> bool:
+    """Whether that can be a session's id."""
+    return isinstance(session, str) and SESSION.fullmatch(session) is not None
+
+
+def _is_word(text: Any, most: int) -> bool:
+    """Whether it is text without spaces and control characters, and not too long."""
+    return isinstance(text, str) and 0 < len(text) <= most and text.isprintable() and " " not in text
 
 
 def _seconds(moment: Any) -> float | None:
@@ -339,14 +353,8 @@ def _seconds(moment: Any) -> float | None:
 
 def _message(answer: Any) -> str:
     message = answer.get("message") if isinstance(answer, Mapping) else None
-    return _short(message) if message else f"the platform answered {_short(answer)}"
+    return short(message) if message else f"the platform answered {short(answer)}"
 
 
 def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_short(error)}"
-
-
-def _short(text: Any, most: int = 300) -> str:
-    """An answer of the platform (which may be a page of HTML) as one short line."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= most else line[: most - 2] + " …"
+    return f"{type(error).__name__}: {short(error)}"

@@ -10,6 +10,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from cml_dask_magics.model.record import Record
+from cml_dask_magics.registry.files import read_private
 from cml_dask_magics.registry.kernels import kernel_may_live
 from cml_dask_magics.registry.run_folder import FORMER_SCHEDULER_FILE, SCHEDULER_FILE
 
@@ -60,8 +61,8 @@ def scheduler_address(record: Record, run_folder: Path) -> str | None:
         return record.scheduler_address
     for name in (SCHEDULER_FILE, FORMER_SCHEDULER_FILE):
         try:
-            address = json.loads((run_folder / name).read_text())["address"]
-        except (OSError, ValueError, KeyError, TypeError):  # not written yet, or incomplete
+            address = json.loads(read_private(run_folder / name))["address"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # not written yet, or incomplete
             continue
         if isinstance(address, str) and address:
             return address

@@ -5,6 +5,7 @@ If a record is broken or deleted, this folder is all that is known of the cluste
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -13,8 +14,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from cml_dask_magics.model.record import Launch, Owner, Record, SessionRecord, record_from_json
-from cml_dask_magics.registry.files import named, remove, write_private
+from cml_dask_magics.model.record import SESSION, Launch, Owner, Record, SessionRecord, record_from_json
+from cml_dask_magics.model.words import clean
+from cml_dask_magics.registry.files import (
+    listed,
+    named,
+    open_private,
+    read_private,
+    remove,
+    why_not_private,
+    write_private,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,33 +42,37 @@ _RUN_FOLDER = re.compile(r"([A-Za-z0-9_-]{1,40})-[0-9a-f]{8}")
 # All files beside the logs; `certificates` writes the last three.
 _NAMES = (CLAIM_FILE, SCHEDULER_FILE, FORMER_SCHEDULER_FILE, SCHEDULER_SESSION_FILE, SESSION_DATA, SESSION_PROGRAM)
 _FILES = named(*_NAMES, "ca.pem", "cert.pem", "key.pem")
-_LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)" + re.escape(LOG_SUFFIX))
+_LOG = re.compile(rf"({SESSION.pattern})" + re.escape(LOG_SUFFIX))
 _TAIL_BYTES = 65536
 _NOBODY = Owner("", "", 0)
 
 
 def session_logs(folder: Path) -> dict[str, Path]:
-    """The log files in a folder, by session id."""
-    try:
-        matches = {entry.name: _LOG.fullmatch(entry.name) for entry in os.scandir(folder)}
-    except OSError:
-        return {}
-    return {match[1]: folder / name for name, match in sorted(matches.items()) if match is not None}
+    """The log files in a folder, by session id; only those that this user's sessions can have written."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for entry in sorted(listed(folder), key=lambda entry: entry.name):
+            match = _LOG.fullmatch(entry.name)
+            with contextlib.suppress(FileNotFoundError):
+                if match is not None and not why_not_private(entry.stat(follow_symlinks=False)):
+                    found[match[1]] = folder / entry.name
+    return found
 
 
 def read_tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a file that may be long, binary or missing."""
+    """The last lines of a file that may be long, binary or missing, safe to show."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()[-lines:]
+        with os.fdopen(open_private(path), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            return [clean(line) for line in file.read(2 * _TAIL_BYTES).decode(errors="replace").splitlines()[-lines:]]
     except OSError:
         return []
 
 
 def scheduler_session(run: Path) -> str:
     """The id of the session in which the scheduler runs; empty while it has not started."""
-    return _read_text(run / SCHEDULER_SESSION_FILE)
+    session = _read_text(run / SCHEDULER_SESSION_FILE)
+    return session if SESSION.fullmatch(session) else ""
 
 
 def cluster_of(run: str) -> str:
@@ -111,9 +125,10 @@ def salvaged_record(name: str, run: Path | None) -> Record:
     """
     if run is None:
         return Record(name, secrets.token_hex(4), "", time.time(), _NOBODY, settings={}, requested=0, state="stopping")
-    try:
-        claimed = record_from_json((run / CLAIM_FILE).read_text())
-    except (OSError, ValueError):
+    claimed: Record | None = None
+    with contextlib.suppress(OSError, ValueError):
+        claimed = record_from_json(read_private(run / CLAIM_FILE))
+    if claimed is None or claimed.name != name or run.name != f"{name}-{claimed.token}":
         token = run.name.rpartition("-")[2]
         claimed = Record(name, token, "", time.time(), _NOBODY, settings={}, requested=0)
     scheduler = scheduler_session(run)
@@ -160,6 +175,6 @@ def session_record(record: Record, session: str, scheduler: str) -> SessionRecor
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text()
+        return read_private(path)
     except (OSError, ValueError):
         return ""
