@@ -202,12 +202,13 @@ class ClusterStatus:
 
 @dataclass(frozen=True)
 class Ended:
-    """A cluster that was stopped."""
+    """A cluster that was stopped; `disowned` stood in its record, but nothing shows that they were its sessions."""
 
     name: str
     sessions: int
     uptime_s: float
     usage: Usage
+    disowned: tuple[str, ...] = ()
 
 
 StatusCallback = Callable[[ClusterStatus], None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 _UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
@@ -37,6 +39,14 @@ def format_memory(used_bytes: int, limit_bytes: int, between: str = " / ") -> st
         return used
     limit = format_bytes(limit_bytes)
     return f"{used.removesuffix(limit[limit.index(' ') :])}{between}{limit}"
+
+
+def disowned_words(sessions: Collection[str]) -> str:
+    """What is said of sessions that stood in a record, and of which nothing shows that they are the cluster's."""
+    return (
+        f"Not stopped: {', '.join(sorted(sessions))}; on record, but without a log in the cluster's folder, which every "
+        "session of the cluster writes as it starts"
+    )
 
 
 def clean(text: str) -> str:

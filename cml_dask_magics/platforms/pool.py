@@ -76,6 +76,7 @@ class _Watch:
 
     ids: Callable[[], Collection[str]]
     tell: Callable[[Mapping[str, SessionInfo]], None]
+    is_ours: Callable[[str], bool]
     absences: dict[str, _Absence] = field(default_factory=dict)
 
 
@@ -88,10 +89,16 @@ class SessionPool:
     ----------
     platform : Platform
     times : Times, optional
+
+    Attributes
+    ----------
+    launched : set of str
+        Ids that launch calls of this kernel returned.
     """
 
     def __init__(self, platform: Platform, times: Times = USUAL) -> None:
         self.platform = platform
+        self.launched: set[str] = set()
         self._times = times
         self._watches: dict[int, _Watch] = {}
         self._poll_lock = threading.Lock()
@@ -136,6 +143,8 @@ class SessionPool:
             elif not isinstance(answer, Mapping) or not answer.get("message"):
                 doubtful = True  # neither a session nor a refusal
         self._wake.set()
+        self.launched.update(info.id for info in sessions)
+        self.launched.update(strays)
         if not doubtful:
             return Launched(tuple(sessions), tuple(refusals), tuple(strays))
         refusals += ["the platform did not answer for it"] * (n - len(answers))
@@ -210,19 +219,22 @@ class SessionPool:
         return left
 
     def watch(
-        self, ids: Callable[[], Collection[str]], tell: Callable[[Mapping[str, SessionInfo]], None]
+        self,
+        ids: Callable[[], Collection[str]],
+        tell: Callable[[Mapping[str, SessionInfo]], None],
+        is_ours: Callable[[str], bool],
     ) -> Callable[[], None]:
         """Call `tell` with each new listing of the sessions `ids()`, from the poller's thread.
 
         A session that is missing from all listings for some seconds counts as ended, so `ids` must only name sessions
-        that this kernel's session launched.
+        that this kernel's session launched. If `is_ours` says that it is, it is told to stop, too.
 
         Returns
         -------
         callable
             Ends the watch.
         """
-        watch = _Watch(ids, tell)
+        watch = _Watch(ids, tell, is_ours)
         with self._poll_lock:
             self._watches[id(watch)] = watch
             if self._poller is None or not self._poller.is_alive():
@@ -274,7 +286,8 @@ class SessionPool:
                 infos[session] = info
             elif absence.proves(self._times.missing_s):
                 # Should it be there all the same, it must not go on where nobody knows it any more.
-                self._ask_to_stop([session])
+                if watch.is_ours(session):
+                    self._ask_to_stop([session])
                 infos[session] = SessionInfo(session, "ended", "gone from the platform's list")
         watch.tell(infos)
         waiting = any(info.phase == "pending" or info.ip_address is None for info in infos.values())

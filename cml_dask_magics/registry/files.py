@@ -49,7 +49,7 @@ def _draft(path: Path, content: str | bytes) -> Iterator[Path]:
         with os.fdopen(descriptor, "wb") as file:
             # Some file systems have modes and owners of their own. What could not be read again is not written.
             if why := why_not_private(os.fstat(descriptor)):
-                raise PermissionError(errno.EPERM, f"a file that this package makes here is not private: {why}", str(path))
+                raise PermissionError(errno.EPERM, f"a file that is made here is not private: {why}", str(path))
             file.write(written)
             file.flush()
             os.fsync(file.fileno())

@@ -39,9 +39,11 @@ LOGS = "logs"
 # In every run folder that we made; a folder without it is never removed.
 MARK = ".cml-dask-magics"
 _RUN_FOLDER = re.compile(r"([A-Za-z0-9_-]{1,40})-[0-9a-f]{8}")
-# All files beside the logs; `certificates` writes the last three.
+# `certificates` writes them.
+CERTIFICATES = ("ca.pem", "cert.pem", "key.pem")
+# All files beside the logs.
 _NAMES = (CLAIM_FILE, SCHEDULER_FILE, FORMER_SCHEDULER_FILE, SCHEDULER_SESSION_FILE, SESSION_DATA, SESSION_PROGRAM)
-_FILES = named(*_NAMES, "ca.pem", "cert.pem", "key.pem")
+_FILES = named(*_NAMES, *CERTIFICATES)
 _LOG = re.compile(rf"({SESSION.pattern})" + re.escape(LOG_SUFFIX))
 _TAIL_BYTES = 65536
 _NOBODY = Owner("", "", 0)
@@ -67,6 +69,14 @@ def read_tail(path: Path, lines: int) -> list[str]:
             return [clean(line) for line in file.read(2 * _TAIL_BYTES).decode(errors="replace").splitlines()[-lines:]]
     except OSError:
         return []
+
+
+def uses_tls(record: Record, run: Path) -> bool:
+    """Whether a cluster was started with TLS: one that has certificates was, whatever its record says."""
+    with contextlib.suppress(OSError):
+        if {entry.name for entry in listed(run)} & set(CERTIFICATES):
+            return True
+    return record.settings.get("tls") is not False
 
 
 def scheduler_session(run: Path) -> str:

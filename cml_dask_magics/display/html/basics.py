@@ -6,8 +6,8 @@ from html import escape
 
 from cml_dask_magics.display.html.looks import Dress
 from cml_dask_magics.display.safe import safe_url
-from cml_dask_magics.model.words import clean
 from cml_dask_magics.display.words import SIGNS
+from cml_dask_magics.model.words import clean
 
 _INKS = {
     "running": "good",
