@@ -15,6 +15,10 @@ from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
 from cml_dask_magics.model.record import SessionRecord, TroubleRecord
 from cml_dask_magics.model.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus, WorkerFigures
 from cml_dask_magics.model.trouble import SHOWN_S
+from cml_dask_magics.model.words import cut
+
+# Longer than what anybody writes; a record may hold anything.
+_MESSAGE_LENGTH, _ADDRESS_LENGTH = 4000, 300
 
 
 def snapshot(
@@ -73,7 +77,7 @@ def snapshot(
         usual_start_s=fleet.usual_start_s,
         trouble=_current(record.trouble, workers),
         usage=fleet.usage(),
-        events=tuple(Event(utc(at), message) for at, message in record.events),
+        events=tuple(Event(utc(at), cut(message, _MESSAGE_LENGTH)) for at, message in record.events),
     )
 
 
@@ -100,8 +104,8 @@ def _session_status(
         session=session.id,
         state=fleet.state(session, connected=address is not None and all_connected),
         state_since=utc(session.running_at or session.launched_at),
-        ip_address=fleet.ip_address(session) or (_host(address) if address else None),
-        address=address,
+        ip_address=_cut(fleet.ip_address(session) or (_host(address) if address else None)),
+        address=_cut(address),
     )
 
 
@@ -111,7 +115,7 @@ def _current(trouble: TroubleRecord | None, workers: Mapping[str, WorkerFigures]
         return ""
     if trouble.paused and trouble.paused not in {worker.name for worker in workers.values() if worker.is_paused}:
         return ""
-    return trouble.message
+    return cut(trouble.message, _MESSAGE_LENGTH)
 
 
 def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
@@ -144,6 +148,10 @@ def read_only_link(fleet: Fleet) -> str | None:
 def utc(seconds: float) -> datetime:
     """Seconds since the epoch as a timezone-aware datetime."""
     return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def _cut(address: str | None) -> str | None:
+    return cut(address, _ADDRESS_LENGTH) if address is not None else None
 
 
 def _host(address: str) -> str | None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from cml_dask_magics.model.settings import PRIVATE_FOLDER, state_directory
+from cml_dask_magics.model.words import clean
 
 _TIMEOUT_S = 0.3
 
@@ -35,7 +36,7 @@ def notice() -> str:
                 answers = liveness(record, registry.run_folder(record), _TIMEOUT_S) != "silent"
                 (running if answers else silent).append(name)
     except (RuntimeError, ValueError, OSError) as error:
-        return f"cml-dask-magics cannot tell whether clusters of yours are still running: {error}"
+        return f"cml-dask-magics cannot tell whether clusters of yours are still running: {clean(str(error))}"
     parts = []
     if running:
         first = running[0]

@@ -127,19 +127,20 @@ def env(value: Any) -> dict[str, str]:
         raise ValueError(f"a mapping, or a list of {allowed}")
     found = {}
     for pair in pairs:
-        # The value may be a secret, so messages name only the key.
+        # What was given may be a secret, so messages do not show it.
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError(allowed)
         key, given = pair
         if not isinstance(key, str) or not KEY.fullmatch(key):
             raise ValueError(allowed)
         if key.startswith(_RESERVED_ENV):
-            raise ValueError(f"KEY=VALUE, KEY not starting with {' or '.join(_RESERVED_ENV)} (the platform's own)")
+            reserved = " or ".join(_RESERVED_ENV)
+            raise ValueError(f"KEY=VALUE, KEY not starting with {reserved} (the platform's own), as {key[:80]} does")
         text = os.environ.get(key) if given is None else str(given)
-        if text is None:
-            raise ValueError(f"KEY=VALUE, or KEY alone for a variable of this kernel, and it has no {key}")
+        if text is None:  # which may be a secret, typed without its KEY
+            raise ValueError("KEY=VALUE, or KEY alone for a variable of this kernel, which has none of that name")
         if "\0" in text:
-            raise ValueError(allowed)
+            raise ValueError("KEY=VALUE without a NUL character")
         found[key] = text
     return found
 
@@ -170,7 +171,7 @@ def python(value: Any) -> str:
     if value is None:
         return sys.executable
     if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("the path of a Python interpreter")
+        raise ValueError("the path of a Python interpreter, without a NUL character")
     return os.path.expanduser(value)  # noqa: PTH111 - a bare "python3" must stay a bare name
 
 
@@ -197,4 +198,6 @@ def template(value: Any) -> str:
         value.format(app_url="https://session.example", session="session", domain="example")
     except (AttributeError, LookupError, TypeError, ValueError):
         raise ValueError("a template over {app_url}, {session} and {domain}, such as '{app_url}/status'") from None
+    if not str(value).isprintable():
+        raise ValueError("a template without control characters")
     return str(value)

@@ -192,7 +192,7 @@ class ClusterStatus:
     history: tuple[Sample, ...] = ()
     peak_memory_bytes: int = 0
     replaces_lost: bool = True
-    max_workers: int = 500
+    max_workers: int = 100
     why_pending: str = ""
     usual_start_s: float | None = None
     trouble: str = ""
