@@ -15,7 +15,7 @@ from cml_dask_magics.registry.registry import Registry
 from support.memory_platform import Workspace
 
 MINE, OTHER = "kernelsession", "othersession"
-TIMES = Times(stop_s=3.0, suspects_s=0.4, missing_s=0.3, stop_again_s=0.5)
+TIMES = Times(stop_s=3.0, suspects_s=0.4, missing_s=0.3, stop_again_s=0.5, connect_s=1.0, answer_s=1.0)
 
 
 @dataclass
