@@ -34,9 +34,8 @@ from cml_dask_magics.model.settings import (
 )
 
 PARSERS = {parser.name: parser for parser in (up_parser(), down_parser(), status_parser())}
-PIECES = st.sampled_from(
-    [*PARSERS["dask_up"].flags, "--logs", "--all", "1", "2:4", "A=b c", "5", "min", "off", "'", '"', "\\", "--", "-h", "=", " "]
-)  # fmt: skip
+MORE = ["--logs", "--all", "1", "2:4", "A=b c", "5", "min", "off", "'", '"', "\\", "--", "-h", "=", " "]
+PIECES = st.sampled_from([*PARSERS["dask_up"].flags, *MORE])
 LINES = st.text() | st.lists(PIECES | st.text(max_size=8), max_size=8).map(" ".join)
 
 
