@@ -1,4 +1,4 @@
-"""What ``%load_ext cml_dask_magics`` adds to a shell's start, in milliseconds, beside what importing Dask would.
+"""What ``%load_ext cml_dask_magics`` adds to a shell's start, beside what importing Dask would.
 
 python benchmarks/load.py --rounds 11
 """
@@ -9,6 +9,8 @@ import argparse
 import statistics
 import subprocess
 import sys
+
+from figures import Figure, show
 
 CODE = """
 import time
@@ -26,19 +28,25 @@ def measured_ms(cell: str) -> float:
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def main() -> None:
-    """Measure loading and importing Dask in turn, each round in fresh interpreters."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=11)
-    rounds = parser.parse_args().rounds
+def rows(rounds: int = 11) -> list[Figure]:
+    """Loading and importing Dask in turn, each round in fresh interpreters."""
     load_ms, dask_ms = [], []
     for _ in range(rounds + 1):  # the first one compiles and warms the caches
         load_ms.append(measured_ms("%load_ext cml_dask_magics"))
         dask_ms.append(measured_ms("import distributed"))
     load, dask = statistics.median(load_ms[1:]), statistics.median(dask_ms[1:])
-    print(f"%load_ext cml_dask_magics  median {load:6.1f} ms")
-    print(f"import distributed         median {dask:6.1f} ms")
-    print(f"ratio                      median {load / dask:6.3f}")
+    return [
+        Figure("%load_ext cml_dask_magics", load, "ms"),
+        Figure("import distributed", dask, "ms"),
+        Figure("%load_ext / import distributed", load / dask, at_most=0.15),
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=11)
+    show(rows(parser.parse_args().rounds))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from cml_dask_magics.cluster.repeated import Repeated
 from cml_dask_magics.cluster.scaling import Scaler, SessionAdaptive
 from cml_dask_magics.cluster.scheduler import SchedulerView, figures_of
 from cml_dask_magics.cluster.shielded import run_shielded, start_shielded
-from cml_dask_magics.cluster.snapshot import dashboard_link, read_only_link, snapshot, utc
+from cml_dask_magics.cluster.snapshot import complete_ones, dashboard_link, read_only_link, snapshot, utc
 from cml_dask_magics.cluster.start import Readiness, Start, nobody_ready_message, partly_ready_message
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
@@ -240,7 +240,14 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         self.scaler = Scaler(fleet, self._scheduler, self._connected, self._supervisor)
         self._start_up = Start(fleet, lambda: self.observed, self._connect_to, self._disconnect)
         try:
-            super().__init__(asynchronous=asynchronous, loop=loop, quiet=True, name=fleet.record.name)
+            super().__init__(
+                asynchronous=asynchronous,
+                loop=loop,
+                quiet=True,
+                name=fleet.record.name,
+                # Dask's tells the scheduler every second what manages its cluster, which never changes.
+                scheduler_sync_interval=fleet.times.unseen_s,
+            )
             self.periodic_callbacks["steer"] = Repeated(self._steer, fleet.times.steer_s)
             if not asynchronous:
                 self._loop_runner.start()
@@ -291,8 +298,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     @property
     def observed(self) -> set[str]:
         """Ids of the sessions of which the scheduler knows all workers."""
-        sessions = self.scaler.workers().items()
-        return {session for session, workers in sessions if len(workers) >= self.settings.processes}
+        return complete_ones(self.scaler.workers(), self.settings.processes)
 
     @property
     def session_of(self) -> Callable[[Any], str]:
@@ -334,7 +340,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     def cached_status(self) -> ClusterStatus:
         """The cluster as this kernel last heard of it, without asking scheduler or platform."""
-        return self._status_in(self._state())
+        return self._status_in(None)
 
     def get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Any:
         """Logs of the cluster, its scheduler and its workers; see `distributed.deploy.Cluster.get_logs`."""
@@ -374,8 +380,10 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         """The workers by address: from the feed, and new ones that so far only Dask's stream has reported."""
         # Copies: other threads call this while the loop changes the originals.
         figures = dict(self._scheduler.figures)
-        workers = list(self.scheduler_info["workers"].items())
-        return figures | {address: figures_of(address, worker) for address, worker in workers if address not in figures}
+        workers = dict(self.scheduler_info["workers"])
+        for address in workers.keys() - figures.keys():
+            figures[address] = figures_of(address, workers[address])
+        return figures
 
     def _check_open(self) -> None:
         """Refuse to work on a closed cluster.
@@ -406,26 +414,30 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         on_record = await asyncio.to_thread(self._fleet.journal.refresh)
         return self.cached_status() if on_record else self._status_in("lost")  # another kernel stopped it
 
-    def _status_in(self, state: ClusterState) -> ClusterStatus:
+    def _status_in(self, state: ClusterState | None) -> ClusterStatus:
+        """The cluster in that state, or in the one that follows from what was heard."""
         connected = self.scheduler_comm is not None
+        workers = self.scaler.workers()
         return snapshot(
             self._fleet,
-            state,
-            self._connected(),
+            state or self._state(len(complete_ones(workers, self.settings.processes))),
+            workers,
             scheduler_address=self.scheduler_address if connected else None,
             dashboard_link=self.dashboard_link or None,
             read_only_link=read_only_link(self._fleet) if connected else None,
+            heard_s=self._scheduler.heard_s,
             idle_s=self._scheduler.idle_s,
             history=tuple(self._scheduler.history),
             peak_memory_bytes=self._scheduler.peak_memory_bytes,
         )
 
-    def _state(self) -> ClusterState:
+    def _state(self, complete: int) -> ClusterState:
+        """Its state, with so many sessions all of whose workers are connected."""
         record = self._fleet.record
         if self.failure is not None:
             return "stopping"
         gone = record.scheduler is None or self._scheduler.silent_s > self._fleet.times.lost_s
-        return cluster_state(record, len(self.observed), scheduler_lost=gone and record.state != "starting")
+        return cluster_state(record, complete, scheduler_lost=gone and record.state != "starting")
 
     async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:
         logs = await super()._get_logs(cluster=False, scheduler=scheduler, workers=workers)
@@ -814,8 +826,10 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     async def _steer(self) -> None:
         """Do one round of the supervisor, and what it leaves to do."""
-        memory = {session: workers[0].session_memory_bytes for session, workers in self.scaler.workers().items()}
-        seen = Seen(self.observed, self._scheduler.silent_s, time.monotonic(), memory)
+        workers = self.scaler.workers()
+        memory = {session: them[0].session_memory_bytes for session, them in workers.items()}
+        complete = complete_ones(workers, self.settings.processes)
+        seen = Seen(complete, self._scheduler.silent_s, time.monotonic(), memory)
         try:
             await self._do(await asyncio.to_thread(self._supervisor.round, seen))
         except (GoneError, EndingError):  # the next round finds out

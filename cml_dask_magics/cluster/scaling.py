@@ -90,7 +90,7 @@ class Scaler:
         await self._stop(sessions)
         await asyncio.to_thread(self._note_load)
 
-    def workers(self) -> dict[str, list[WorkerFigures]]:
+    def workers(self) -> dict[str, tuple[WorkerFigures, ...]]:
         """The connected workers of each session."""
         return by_session(self._connected().values(), self._fleet.session_of)
 

@@ -52,11 +52,18 @@ class _News:
     idle_s: float | None
 
 
-def by_session(workers: Iterable[WorkerFigures], session_of: Callable[[str], str]) -> dict[str, list[WorkerFigures]]:
+def by_session(
+    workers: Iterable[WorkerFigures], session_of: Callable[[str], str]
+) -> dict[str, tuple[WorkerFigures, ...]]:
     """The workers of each session, in the order of their numbers."""
-    sessions: dict[str, list[WorkerFigures]] = {}
-    for worker in sorted(workers, key=lambda worker: (len(worker.name), worker.name)):
-        sessions.setdefault(session_of(worker.name), []).append(worker)
+    sessions: dict[str, tuple[WorkerFigures, ...]] = {}
+    for worker in workers:
+        session = session_of(worker.name)
+        others = sessions.get(session)
+        sessions[session] = (worker,) if others is None else (*others, worker)
+    for session, several in sessions.items():
+        if len(several) > 1:
+            sessions[session] = tuple(sorted(several, key=lambda worker: (len(worker.name), worker.name)))
     return sessions
 
 
@@ -110,11 +117,14 @@ class SchedulerView:
         self.history: deque[Sample] = deque(maxlen=int(times.history_s / times.shown_s))
 
     @property
+    def heard_s(self) -> float | None:
+        """How many seconds ago the scheduler last reported; None before it did."""
+        return time.monotonic() - self._heard_at if self._heard_at is not None else None
+
+    @property
     def silent_s(self) -> float:
         """For how many seconds the scheduler's report is overdue."""
-        if self._heard_at is None:
-            return 0.0
-        return max(0.0, time.monotonic() - self._heard_at - 2 * self._interval_s)
+        return max(0.0, (self.heard_s or 0.0) - 2 * self._interval_s)
 
     def connect(self, address: str, security: Security) -> None:
         """Prepare the connection to the scheduler at `address`; the first call makes it."""

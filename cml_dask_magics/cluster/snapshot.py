@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timezone
 
-from cml_dask_magics.cluster.scheduler import by_session
+import msgspec
+
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.pending import why_pending
 from cml_dask_magics.fleet.sizes import most_sessions
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS
 from cml_dask_magics.model.record import SessionRecord, TroubleRecord
-from cml_dask_magics.model.status import ClusterState, ClusterStatus, Event, Sample, SessionStatus, WorkerFigures
+from cml_dask_magics.model.status import (
+    ClusterState,
+    ClusterStatus,
+    Event,
+    Sample,
+    SessionState,
+    SessionStatus,
+    WorkerFigures,
+)
 from cml_dask_magics.model.trouble import SHOWN_S
 from cml_dask_magics.model.words import cut
 
-# Longer than what anybody writes; a record may hold anything.
-_MESSAGE_LENGTH, _ADDRESS_LENGTH = 4000, 300
+_MESSAGE_LENGTH = 4000  # longer than what anybody writes; a record may hold anything
 
 
 def snapshot(
     fleet: Fleet,
     state: ClusterState,
-    workers: Mapping[str, WorkerFigures],
+    connected: Mapping[str, Sequence[WorkerFigures]],
     scheduler_address: str | None = None,
     dashboard_link: str | None = None,
     read_only_link: str | None = None,
+    heard_s: float | None = None,
     idle_s: float | None = None,
     history: Sequence[Sample] = (),
     peak_memory_bytes: int = 0,
@@ -39,11 +47,13 @@ def snapshot(
     fleet : Fleet
         Its sessions.
     state : ClusterState
-    workers : mapping
-        The connected workers by address.
+    connected : mapping
+        The connected workers of each session, by its id.
     scheduler_address : str, optional
         None while the scheduler is not connected.
     dashboard_link, read_only_link : str, optional
+    heard_s : float, optional
+        Seconds since the scheduler last reported.
     idle_s : float, optional
         Seconds since the cluster last worked.
     history : sequence of Sample, optional
@@ -51,10 +61,10 @@ def snapshot(
     peak_memory_bytes : int, optional
     """
     record = fleet.record
-    connected = by_session(workers.values(), fleet.session_of)
     scheduler = record.scheduler
     failed = [session for session in fleet.lost.values() if session.role == "worker"]
     sessions = [s for s in record.sessions if s.role == "worker" and s.ended_at is None] + failed
+    states = fleet.states(sessions, complete_ones(connected, fleet.settings.processes))
     return ClusterStatus(
         name=record.name,
         state=state,
@@ -64,9 +74,13 @@ def snapshot(
         adapt=record.adapt,
         processes=fleet.settings.processes,
         idle_timeout_s=fleet.settings.idle_timeout_s,
+        heard_s=heard_s,
         idle_s=idle_s,
-        scheduler=_session_status(fleet, scheduler, scheduler_address) if scheduler is not None else None,
-        workers=tuple(_workers_status(fleet, session, connected.get(session.id, ())) for session in sessions),
+        scheduler=_scheduler_status(fleet, scheduler, scheduler_address) if scheduler is not None else None,
+        workers=tuple(
+            _workers_status(session, state_, connected.get(session.id, ()))
+            for session, state_ in zip(sessions, states, strict=True)
+        ),
         dashboard_link=dashboard_link,
         read_only_link=read_only_link,
         history=tuple(history),
@@ -75,17 +89,59 @@ def snapshot(
         max_workers=max(most_sessions(fleet.settings, fleet.pool.platform), record.requested, 1),
         why_pending=why_pending(fleet, fleet.times.pending_s),
         usual_start_s=fleet.usual_start_s,
-        trouble=_current(record.trouble, workers),
+        trouble=_current(record.trouble, connected),
         usage=fleet.usage(),
         events=tuple(Event(utc(at), cut(message, _MESSAGE_LENGTH)) for at, message in record.events),
     )
 
 
-def _workers_status(fleet: Fleet, session: SessionRecord, workers: Sequence[WorkerFigures]) -> SessionStatus:
+def complete_ones(connected: Mapping[str, Sequence[WorkerFigures]], processes: int) -> set[str]:
+    """Ids of the sessions all of whose workers are connected."""
+    if processes == 1:
+        return set(connected)
+    return {session for session, workers in connected.items() if len(workers) >= processes}
+
+
+def _scheduler_status(fleet: Fleet, session: SessionRecord, address: str | None) -> SessionStatus:
+    (state,) = fleet.states([session], connected=[session.id] if address else ())
+    return SessionStatus(session.id, state, _since(session, state), session.ip_address or _host(address), address)
+
+
+def _workers_status(session: SessionRecord, state: SessionState, workers: Sequence[WorkerFigures]) -> SessionStatus:
     """The status of a session and of its connected workers, with their sums."""
-    address = workers[0].address if workers else None
-    return replace(
-        _session_status(fleet, session, address, all_connected=len(workers) >= fleet.settings.processes),
+    if not workers:
+        return SessionStatus(session.id, state, _since(session, state), session.ip_address)
+    seen = workers[0] if len(workers) == 1 else _together(workers)
+    return SessionStatus(
+        session.id,
+        state,
+        _since(session, state),
+        session.ip_address or _host(seen.address),
+        seen.address,
+        seen.nthreads,
+        seen.cpu_percent,
+        seen.memory_bytes,
+        seen.memory_limit_bytes,
+        seen.spilled_bytes,
+        seen.executing,
+        seen.is_paused,
+        tuple(workers),
+    )
+
+
+def _since(session: SessionRecord, state: SessionState) -> datetime | None:
+    """Since when a session has been in a state that is to pass."""
+    if state == "running":  # most are
+        return None
+    began = session.running_at or session.launched_at
+    at = {"pending": session.launched_at, "starting": began, "stopping": session.stopping_at}.get(state)
+    return utc(at) if at is not None else None
+
+
+def _together(workers: Sequence[WorkerFigures]) -> WorkerFigures:
+    """The sums over the workers of a session, under the name and address of the first."""
+    return msgspec.structs.replace(
+        workers[0],
         nthreads=sum(worker.nthreads for worker in workers),
         cpu_percent=sum(worker.cpu_percent for worker in workers),
         memory_bytes=sum(worker.memory_bytes for worker in workers),
@@ -93,28 +149,17 @@ def _workers_status(fleet: Fleet, session: SessionRecord, workers: Sequence[Work
         spilled_bytes=sum(worker.spilled_bytes for worker in workers),
         executing=sum(worker.executing for worker in workers),
         is_paused=any(worker.is_paused for worker in workers),
-        workers=tuple(workers),
     )
 
 
-def _session_status(
-    fleet: Fleet, session: SessionRecord, address: str | None, all_connected: bool = True
-) -> SessionStatus:
-    return SessionStatus(
-        session=session.id,
-        state=fleet.state(session, connected=address is not None and all_connected),
-        state_since=utc(session.running_at or session.launched_at),
-        ip_address=_cut(fleet.ip_address(session) or (_host(address) if address else None)),
-        address=_cut(address),
-    )
-
-
-def _current(trouble: TroubleRecord | None, workers: Mapping[str, WorkerFigures]) -> str:
+def _current(trouble: TroubleRecord | None, connected: Mapping[str, Sequence[WorkerFigures]]) -> str:
     """The sentence of a trouble that is to be shown beside the cluster's state; empty if it is over, or long ago."""
     if trouble is None or time.time() - trouble.at > SHOWN_S:
         return ""
-    if trouble.paused and trouble.paused not in {worker.name for worker in workers.values() if worker.is_paused}:
-        return ""
+    if trouble.paused:
+        paused = {worker.name for workers in connected.values() for worker in workers if worker.is_paused}
+        if trouble.paused not in paused:
+            return ""
     return cut(trouble.message, _MESSAGE_LENGTH)
 
 
@@ -150,9 +195,5 @@ def utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, timezone.utc)
 
 
-def _cut(address: str | None) -> str | None:
-    return cut(address, _ADDRESS_LENGTH) if address is not None else None
-
-
-def _host(address: str) -> str | None:
-    return address.partition("://")[2].rpartition(":")[0] or None
+def _host(address: str | None) -> str | None:
+    return (address or "").partition("://")[2].rpartition(":")[0] or None

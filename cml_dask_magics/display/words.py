@@ -35,6 +35,8 @@ SIGNS = {
 }
 """A sign for each state, because not everybody can see the colours."""
 
+_OLD_S = 10.0  # while nobody looks, the scheduler reports every five seconds
+
 _PLATFORMS = {"cml": "CML", "cdsw": "CDSW", "local": "this machine"}
 _PHASES: tuple[SessionState, ...] = ("starting", "pending", "stopping", "failed")
 
@@ -63,17 +65,19 @@ class Totals(NamedTuple):
 
 def totals(status: ClusterStatus) -> Totals:
     """Count sessions and workers, and sum what the connected ones last reported."""
-    # A session of several workers starts until the last of them has come.
-    up = [worker for worker in status.workers if worker.state in ("running", "starting")]
-    return Totals(
-        Counter(worker.state for worker in status.workers),
-        sum(len(worker.workers) for worker in up),
-        sum(worker.nthreads for worker in up),
-        sum(worker.memory_limit_bytes for worker in up),
-        sum(worker.cpu_percent for worker in up if math.isfinite(worker.cpu_percent)),
-        sum(worker.memory_bytes for worker in up),
-        sum(worker.executing for worker in up),
-    )
+    states = Counter[str]([session.state for session in status.workers])
+    workers = nthreads = memory_limit_bytes = memory_bytes = executing = 0
+    cpu_percent = 0.0
+    for session in status.workers:  # one pass, each second: there may be thousands
+        if session.state in ("running", "starting"):  # with several workers, it starts until the last one has come
+            workers += len(session.workers)
+            nthreads += session.nthreads
+            memory_limit_bytes += session.memory_limit_bytes
+            memory_bytes += session.memory_bytes
+            executing += session.executing
+            if math.isfinite(session.cpu_percent):
+                cpu_percent += session.cpu_percent
+    return Totals(states, workers, nthreads, memory_limit_bytes, cpu_percent, memory_bytes, executing)
 
 
 def format_duration_s(seconds: float, exact: bool = False) -> str:
@@ -148,7 +152,7 @@ def usage_words(status: ClusterStatus) -> str:
 
 
 def fact_words(status: ClusterStatus, now: datetime) -> list[str]:
-    """Platform, age, usage and idle countdown."""
+    """Platform, age, usage, idle countdown, and how old all of that is, where it is old."""
     age_s = (now - status.created_at).total_seconds()
     starting = status.state == "starting"
     facts = [
@@ -156,7 +160,11 @@ def fact_words(status: ClusterStatus, now: datetime) -> list[str]:
         f"{'starting for' if starting else 'up'} {format_duration_s(age_s, exact=starting)}",
         usage_words(status),
     ]
-    return [*facts, idle_words(status)] if status.state in ("running", "degraded") else facts
+    if status.state in ("running", "degraded"):
+        facts.append(idle_words(status))
+    if status.heard_s is not None and status.heard_s >= _OLD_S:
+        facts.append(f"last heard of {format_duration_s(status.heard_s, exact=True)} ago")
+    return facts
 
 
 def estimate_words(status: ClusterStatus) -> str:
@@ -203,7 +211,7 @@ def _what_is_missing(status: ClusterStatus, sums: Totals) -> str:
 
 def phase_words(session: SessionStatus, now: datetime) -> str:
     """The session's state, with its duration if it is a transition: ``pending 12 s``."""
-    if session.state in ("pending", "starting", "stopping") and session.state_since is not None:
+    if session.state_since is not None:
         return f"{session.state} {format_duration_s((now - session.state_since).total_seconds(), exact=True)}"
     return "paused" if session.state == "running" and session.is_paused else session.state
 

@@ -71,11 +71,11 @@ def _session_lines(fleet: Fleet, connected: Collection[str], added: Collection[s
         "starting": "runs, but its Dask process did not connect",
         "running": "was ready",
     }
-    for session in fleet.record.sessions:
-        if added is not None and session.id not in added:
-            continue
-        is_connected = session.id in connected or (session.role == "scheduler" and bool(connected))
-        state = fleet.state(session, is_connected)
+    scheduler = fleet.record.scheduler
+    if scheduler is not None and connected:
+        connected = {*connected, scheduler.id}
+    sessions = [session for session in fleet.record.sessions if added is None or session.id in added]
+    for session, state in zip(sessions, fleet.states(sessions, connected), strict=True):
         printed = _printed(fleet, session.id) if state != "running" else ""
         yield f"  session {session.id} ({session.role}) {words.get(state, state)}{printed}"
 

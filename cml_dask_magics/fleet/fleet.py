@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,24 +167,27 @@ class Fleet:
                     continue
                 if _is_loss(record, session):
                     lost[session.id] = session
-                record = with_usage_of(_with_end_of(record, session, infos[session.id].status), session)
+                record = _with_end_of(record, session, infos[session.id].status)
+                record = with_usage_of(record, [session], now)
             return record
 
-        if any(s.id in ended or _observed(s, infos.get(s.id), now) != s for s in self.record.sessions):
+        if any(s.id in ended or _observed(s, infos.get(s.id), now) is not s for s in self.record.sessions):
             self.journal.note(change)
             self._lost.update(lost)
         # Last, so that whoever learns of an end here finds it on record.
         self._infos.update(infos)
 
-    def state(self, session: SessionRecord, connected: bool) -> SessionState:
-        """The state of a session, given whether its Dask process is connected."""
-        return session_state(
-            self.record,
-            self._infos.get(session.id),
-            lost=session.id in self._lost,
-            stopping=session.stopping_at is not None,
-            connected=connected,
-        )
+    def states(self, sessions: Iterable[SessionRecord], connected: Container[str]) -> Iterator[SessionState]:
+        """The state of each of these sessions, given the ids of those whose Dask processes are connected."""
+        record, infos, lost = self.record, self._infos, self._lost  # looked up once, for thousands of sessions
+        for session in sessions:
+            yield session_state(
+                record,
+                infos.get(session.id),
+                lost=session.id in lost,
+                stopping=session.stopping_at is not None,
+                connected=session.id in connected,
+            )
 
     def note_connected(self, connected: Collection[str], memory_bytes: Mapping[str, int]) -> None:
         """Put on record which sessions' workers are connected, and the memory that a session has by its workers."""
@@ -230,11 +233,6 @@ class Fleet:
         """The last lines that a session printed; empty if they cannot be read."""
         return read_tail(self.folder / LOGS / f"{session}{LOG_SUFFIX}", lines)
 
-    def ip_address(self, session: SessionRecord) -> str | None:
-        """The session's address, if known."""
-        info = self._infos.get(session.id)
-        return (info.ip_address if info is not None else None) or session.ip_address
-
     # Stopping
 
     def withdraw(self, ids: Collection[str], also: Change = _unchanged) -> None:
@@ -256,6 +254,8 @@ class Fleet:
     def _change_sessions(
         self, ids: Collection[str], changed: Callable[[SessionRecord], SessionRecord], also: Change = _unchanged
     ) -> None:
+        ids = frozenset(ids)
+
         def change(record: Record) -> Record:
             sessions = tuple(changed(session) if session.id in ids else session for session in record.sessions)
             return also(replace(record, sessions=sessions))
@@ -446,8 +446,13 @@ def _stopping(record: Record) -> Record:
 
 
 def _observed(session: SessionRecord, info: SessionInfo | None, now: float) -> SessionRecord:
-    """The session's record, updated from a listing."""
-    if info is None:
+    """The session's record, updated from a listing; the same object if nothing is new."""
+    if info is None or (
+        info.ip_address in (None, session.ip_address)
+        and info.app_url in (None, session.app_url)
+        and (info.phase != "running" or session.running_at is not None)
+        and (info.phase != "ended" or session.ended_at is not None)
+    ):
         return session
     return replace(
         session,

@@ -26,14 +26,11 @@ def why_pending(fleet: Fleet, after_s: float) -> str:
         For how many seconds at least.
     """
     since = time.time() - after_s
-    pending = [
-        session
-        for session in fleet.record.sessions
-        if session.launched_at <= since and fleet.state(session, connected=False) == "pending"
-    ]
+    waiting = [each for each in fleet.record.sessions if each.running_at is None and each.launched_at <= since]
+    pending = list(fleet.states(waiting, connected=())).count("pending")
     if not pending:
         return ""
-    are = "1 session is" if len(pending) == 1 else f"{len(pending)} sessions are"
+    are = "1 session is" if pending == 1 else f"{pending} sessions are"
     cores = sum(session.cpu for session in fleet.record.sessions)
     gib = sum(session.memory_gib for session in fleet.record.sessions)
     gpus = " or no GPU is free" if fleet.settings.gpu else ""

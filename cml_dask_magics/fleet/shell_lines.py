@@ -116,7 +116,9 @@ def session_reader(processes: int, sessions: frozenset[str] = frozenset()) -> Ca
     # A nested function is pickled by value: the scheduler's session, which calls it too, need not have this module.
     def session_of(worker_name: Any) -> str:
         name = str(worker_name)
+        if processes == 1 and name in sessions:
+            return name
         stem = name.rpartition("-")[0]
-        return stem if processes > 1 or (name not in sessions and stem in sessions) else name
+        return stem if processes > 1 or stem in sessions else name
 
     return session_of

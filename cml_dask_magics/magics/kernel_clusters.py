@@ -251,8 +251,7 @@ class KernelClusters:
     def _status(self, key: _Key) -> ClusterStatus | None:
         directory, name = key
         held = self._held.get(key)
-        if held is not None and not held.closed and not held.silent_s:
-            # The scheduler reported within the last seconds: no need to ask it again.
+        if held is not None and not held.closed:  # no need to ask: the scheduler reports, or is silent
             seen = _last_seen(held)
             if seen.state not in ("lost", "stopping"):
                 return seen

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -135,20 +136,16 @@ def usage(record: Record) -> Usage:
 
 def with_usage_until_now(record: Record) -> Record:
     """The record, with the usage so far of the sessions in it added."""
-    now = time.time()
-    for session in record.sessions:
-        record = with_usage_of(record, replace(session, ended_at=session.ended_at or now))
-    return record
+    return with_usage_of(record, record.sessions, time.time())
 
 
-def with_usage_of(record: Record, session: SessionRecord) -> Record:
-    """The record, with the usage of an ended session added."""
-    if session.running_at is None or session.ended_at is None:
-        return record
-    used_s = max(0.0, session.ended_at - session.running_at)
-    return replace(
-        record,
-        core_s=record.core_s + session.cpu * used_s,
-        gib_s=record.gib_s + (session.real_memory_gib or session.memory_gib) * used_s,
-        gpu_s=record.gpu_s + session.gpu * used_s,
-    )
+def with_usage_of(record: Record, sessions: Iterable[SessionRecord], until: float) -> Record:
+    """The record, with the usage of sessions added, which have ended or count until a moment."""
+    core_s, gib_s, gpu_s = record.core_s, record.gib_s, record.gpu_s
+    for session in sessions:
+        if session.running_at is not None:
+            used_s = max(0.0, (session.ended_at or until) - session.running_at)
+            core_s += session.cpu * used_s
+            gib_s += (session.real_memory_gib or session.memory_gib) * used_s
+            gpu_s += session.gpu * used_s
+    return replace(record, core_s=core_s, gib_s=gib_s, gpu_s=gpu_s)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Literal
+
+import msgspec
 
 ClusterState = Literal["starting", "running", "degraded", "stopping", "lost"]
 """``degraded``: fewer workers than asked for. ``lost``: the scheduler is gone."""
@@ -39,7 +41,9 @@ class Usage:
     gpu_hours: float = 0.0
 
 
-class WorkerFigures(NamedTuple):
+# Thousands of these may be made each second, and a `Struct` is made ten times as quickly as a dataclass. It has nothing
+# that could refer to itself, so the garbage collector need not look at it.
+class WorkerFigures(msgspec.Struct, frozen=True, gc=False):
     """What the scheduler last heard of one Dask worker.
 
     Parameters
@@ -77,8 +81,7 @@ class WorkerFigures(NamedTuple):
     is_paused: bool
 
 
-@dataclass(frozen=True)
-class SessionStatus:
+class SessionStatus(msgspec.Struct, frozen=True, gc=False):
     """One session of a cluster and the Dask process in it, or its Dask workers.
 
     Parameters
@@ -87,7 +90,7 @@ class SessionStatus:
         The platform's id of the session.
     state : SessionState
     state_since : datetime or None
-        Since when it has been in that state, as far as this kernel saw it.
+        Since when it has been in that state, if that is to pass and this kernel saw it.
     ip_address : str or None
         The session's own address; None while the platform does not know it.
     address : str or None
@@ -151,6 +154,8 @@ class ClusterStatus:
         ``(minimum, maximum)`` of them while Dask scales the cluster, else None.
     processes : int
         How many Dask workers each session has.
+    heard_s : float or None
+        How many seconds ago its scheduler last reported; None if it is not followed.
     idle_timeout_s, idle_s : float or None
         Seconds without work after which the scheduler ends the cluster, and seconds since it last
         worked; None for "never" and "it is working, or nobody knows".
@@ -183,6 +188,7 @@ class ClusterStatus:
     requested: int
     adapt: tuple[int, int] | None = None
     processes: int = 1
+    heard_s: float | None = None
     idle_timeout_s: float | None = None
     idle_s: float | None = None
     scheduler: SessionStatus | None = None

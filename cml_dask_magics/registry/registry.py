@@ -17,7 +17,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cml_dask_magics.model.record import NAME, Record, record_from_json, record_to_json
@@ -79,6 +79,15 @@ class RegistryError(RuntimeError):
     """The state folder cannot be used; the message says why and what to do."""
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """What a file held when it was last read or written here: its text, the record in it, and by what it is known."""
+
+    text: str
+    record: Record
+    stamp: tuple[int, int, int] | None = None
+
+
 class Registry:
     """The records of one state folder.
 
@@ -99,7 +108,7 @@ class Registry:
         self.directory = state_directory / PRIVATE_FOLDER
         self._lock = threading.RLock()
         self._locked: set[str] = set()
-        self._loaded: dict[Path, tuple[tuple[int, int, int], Record]] = {}
+        self._loaded: dict[Path, _Loaded] = {}
 
     def names(self) -> list[str]:
         """Sorted names of the clusters that have a record, or whose record was deleted while sessions may run."""
@@ -238,10 +247,12 @@ class Registry:
                 raise GoneError(name)
             changed = change(record)
             if changed != record:
+                path, text = self._record_path(name), record_to_json(changed)
                 try:
-                    write_private(self._record_path(name), record_to_json(changed))
+                    write_private(path, text)
                 except OSError as error:
                     raise self._unusable(error) from error
+                self._loaded[path] = _Loaded(text, changed)
             return changed
 
     def forget(self, record: Record) -> None:
@@ -321,14 +332,16 @@ class Registry:
                 found = os.fstat(file.fileno())
                 stamp = found.st_ino, found.st_mtime_ns, found.st_size
                 known = self._loaded.get(path)
-                if known is not None and known[0] == stamp:
-                    return known[1]
-                record = record_from_json(file.read(_MOST_CHARACTERS))
+                if known is not None and known.stamp == stamp:
+                    return known.record
+                text = file.read(_MOST_CHARACTERS)
+            # What was read before, or written here, need not be understood again.
+            record = known.record if known is not None and known.text == text else record_from_json(text)
             if record.name != path.parent.name:
                 return f"it is the record of another cluster, {record.name!r}"
             # One that was written just now may be replaced within the same tick of the file system's clock.
-            if time.time() - found.st_mtime > _CLOCK_TICK_S:
-                self._loaded[path] = stamp, record
+            is_old = time.time() - found.st_mtime > _CLOCK_TICK_S
+            self._loaded[path] = _Loaded(text, record, stamp if is_old else None)
             return record
         except (FileNotFoundError, NotADirectoryError):
             return _DELETED

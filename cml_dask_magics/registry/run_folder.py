@@ -13,6 +13,7 @@ import secrets
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cml_dask_magics.model.record import SESSION, Launch, Owner, Record, SessionRecord, record_from_json
 from cml_dask_magics.model.words import clean
@@ -175,12 +176,17 @@ def session_record(record: Record, session: str, scheduler: str) -> SessionRecor
     return SessionRecord(
         id=session,
         role="scheduler" if is_scheduler else "worker",
-        cpu=record.settings.get(f"{prefix}cpu", 0),
-        memory_gib=record.settings.get(f"{prefix}memory_gib", 0),
-        gpu=0 if is_scheduler else record.settings.get("gpu", 0),
+        cpu=_size(record.settings.get(f"{prefix}cpu")),
+        memory_gib=_size(record.settings.get(f"{prefix}memory_gib")),
+        gpu=0 if is_scheduler else int(_size(record.settings.get("gpu"))),
         launched_at=time.time(),
         launched_from=record.owner.session,
     )
+
+
+def _size(value: Any) -> float:
+    """A size in a record's settings, which nobody has checked; 0 if it can be none."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**6 else 0
 
 
 def _read_text(path: Path) -> str:

@@ -120,6 +120,25 @@ def test_buttons_work_while_a_cell_computes_or_say_that_they_wait(
         cell.get_by_text("CancelledError").first.wait_for()
 
 
+def test_interrupt_ends_the_cell_and_not_what_a_button_began(notebook: Notebook, tmp_path: Path) -> None:
+    write_notebook(tmp_path / "panel.ipynb", ["%load_ext cml_dask_magics\n%dask_up 1", LONG])
+    with jupyter(notebook.session, tmp_path) as address, browser_page() as page:
+        page.goto(f"{address}/lab/tree/panel.ipynb")
+        run_all(page)
+        panel = page.locator(".cdm-panel").first
+        panel.get_by_text("1 of 1 worker").first.wait_for()
+        cell = page.locator(".jp-Cell >> nth=1")
+        cell.locator(".jp-InputPrompt", has_text="[*]").wait_for()
+        notebook.workspace.fault("launch_slow", times=1, delay_s=10)
+        panel.locator("input[type=number]").first.fill("2")
+        press(panel, "Scale")
+        panel.get_by_text("scaling to 2").first.wait_for()
+        page.click(".lm-MenuBar-itemLabel:text-is('Kernel')")
+        page.click(".lm-Menu-itemLabel:text-matches('^Interrupt Kernel')")
+        cell.get_by_text("KeyboardInterrupt").first.wait_for()
+        panel.get_by_text("2 of 2 workers").first.wait_for()
+
+
 CROWD = """
 from datetime import datetime, timezone
 from cml_dask_magics.display.actions import PanelActions

@@ -15,6 +15,7 @@ from typing import Any
 
 import comm
 import ipywidgets
+import msgspec
 import pytest
 from comm import DummyComm
 from support.statuses import NASTY, NOW, Page, cluster, history, several, starting, worker
@@ -189,7 +190,9 @@ def test_a_refresh_of_a_thousand_busy_workers_is_small(panel: Panel, sent: list[
     workers = tuple(worker(index) for index in range(1000))
     panel.draw(cluster(requested=1000, workers=workers), NOW)
     sent.clear()
-    panel.draw(cluster(requested=1000, workers=tuple(replace(w, cpu_percent=99.0) for w in workers)), NOW)
+    panel.draw(
+        cluster(requested=1000, workers=tuple(msgspec.structs.replace(w, cpu_percent=99.0) for w in workers)), NOW
+    )
     assert 0 < len(str(sent)) < 20_000
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import msgspec
 import pytest
 from support.statuses import GIB, NASTY, NOW, Page, cluster, history, several, starting, worker
 
@@ -130,7 +131,7 @@ def test_sessions_with_several_workers_are_counted_as_sessions_and_as_workers() 
     assert (sums.ready, sums.workers, sums.nthreads, sums.executing) == (2, 8, 16, 8)
     # One of four workers is still missing: their session is not ready, and what the three do counts.
     three = several(1)
-    three = replace(three, state="starting", workers=three.workers[:3], nthreads=6, executing=3)
+    three = msgspec.structs.replace(three, state="starting", workers=three.workers[:3], nthreads=6, executing=3)
     partly = of_several(workers=(several(0), three), state="degraded")
     assert render_words.workers_words(partly) == "1 of 2 sessions, 7 workers"
     assert totals(partly).nthreads == 14
@@ -241,6 +242,13 @@ def test_memory_is_said_with_its_limit_and_no_unit_twice() -> None:
     assert format_memory(96 * 2**20, 2 * GIB) == "96 MiB / 2 GiB"
     assert format_memory(3 * GIB // 2, 2 * GIB) == "1.5 / 2 GiB"
     assert format_memory(GIB, 0) == "1 GiB"
+
+
+def test_what_is_old_says_how_old_it_is() -> None:
+    now = cluster().created_at
+    assert render_words.fact_words(cluster(heard_s=72.4), now)[-1] == "last heard of 1 min 12 s ago"
+    for heard_s in (None, 0.0, 5.2):  # it reports every five seconds while nobody looks
+        assert not any("heard" in words for words in render_words.fact_words(cluster(heard_s=heard_s), now))
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_usage_counts_the_memory_that_a_session_really_has(cluster, registry):
     assert (sessions[known].real_memory_gib, sessions[other].real_memory_gib) == (3_900_000_000 / 2**30, None)
     for session, has in ((known, 3.9 * 10**9 / 2**30), (other, 4)):
         ended = replace(sessions[session], running_at=1000.0, ended_at=4600.0)
-        assert with_usage_of(cluster.record, ended).gib_s == pytest.approx(has * 3600)
+        assert with_usage_of(cluster.record, [ended], 0).gib_s == pytest.approx(has * 3600)
 
 
 def test_what_a_broken_launch_created_is_adopted_once_it_shows_that_it_is_ours(cluster, workspace, registry, ours):
@@ -506,6 +506,11 @@ def test_stopping_some_sessions_stops_exactly_those(cluster, registry, workspace
     assert workspace.count("stop") == calls
 
 
+def state_of(cluster, session, connected):
+    (state,) = cluster.states([session], connected=[session.id] if connected else ())
+    return state
+
+
 def test_a_session_that_dies_by_itself_is_noticed_and_told(cluster, registry, workspace):
     workspace.first_status = "running"
     cluster.launches.launch("worker", 2)
@@ -515,7 +520,7 @@ def test_a_session_that_dies_by_itself_is_noticed_and_told(cluster, registry, wo
     cluster.observe(cluster.pool.listing())
     assert set(cluster.lost) == {dead}
     assert recorded(registry) == {alive}
-    assert cluster.state(cluster.lost[dead], False) == "failed"
+    assert state_of(cluster, cluster.lost[dead], False) == "failed"
     assert dead in registry.read("default").events[-1][1]
     assert "failed" in registry.read("default").events[-1][1]
 
@@ -524,18 +529,18 @@ def test_a_session_goes_through_its_states(cluster, registry, workspace):
     cluster.launches.launch("worker", 1)
     (session,) = recorded(registry)
     cluster.observe(cluster.pool.listing())
-    assert cluster.state(cluster.record.sessions[0], False) == "pending"
+    assert state_of(cluster, cluster.record.sessions[0], False) == "pending"
     workspace.set("running", session)
     cluster.observe(cluster.pool.listing())
-    assert cluster.state(cluster.record.sessions[0], False) == "starting"
-    assert cluster.state(cluster.record.sessions[0], True) == "running"
+    assert state_of(cluster, cluster.record.sessions[0], False) == "starting"
+    assert state_of(cluster, cluster.record.sessions[0], True) == "running"
     assert registry.read("default").sessions[0].ip_address.startswith("100.66.")
     workspace.stop_modes["*"] = "ignore"
     cluster.times = HURRIED
     with pytest.raises(StillUpError):
         cluster.stop([session])
     cluster.times = TIMES
-    assert cluster.state(cluster.record.sessions[0], True) == "stopping"
+    assert state_of(cluster, cluster.record.sessions[0], True) == "stopping"
     workspace.stop_modes = {}
     cluster.end()
 
@@ -626,7 +631,7 @@ def test_the_snapshot_of_a_cluster_shows_its_sessions_and_what_failed(cluster, r
     cluster.observe(cluster.pool.listing())
     address = "tls://100.66.0.9:40331"
     figures = WorkerFigures(address, workers[1], 2, 5, 9, 3.0, 0, 0, 0, is_paused=True)
-    status = snapshot(cluster, "degraded", {address: figures})
+    status = snapshot(cluster, "degraded", {workers[1]: [figures]})
     shown = {worker.session: worker for worker in status.workers}
     assert shown[workers[0]].state == "failed"
     assert (shown[workers[1]].state, shown[workers[1]].address, shown[workers[1]].nthreads) == ("running", address, 2)

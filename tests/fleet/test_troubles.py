@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from support.memory_platform import Workspace
 
@@ -211,10 +212,11 @@ def test_a_pause_is_shown_while_it_lasts(fleet: Fleet, died: Trouble, worker: st
     Troubles(fleet).write([replace(died, kind="paused")], {worker})
     assert events(fleet)[0].startswith(f"worker {worker} is paused; it holds 500 of 600 MiB")
     figures = WorkerFigures("tcp://1.2.3.4:5", worker, 1, 600 * MIB, 0, 0.0, 500 * MIB, 0, 0, is_paused=True)
-    status = snapshot(fleet, "running", {figures.address: figures})
+    status = snapshot(fleet, "running", {worker: [figures]})
     assert status.trouble == events(fleet)[0]
     assert [each.is_paused for each in status.workers if each.session == worker] == [True]
-    assert snapshot(fleet, "running", {figures.address: figures._replace(is_paused=False)}).trouble == ""
+    well = msgspec.structs.replace(figures, is_paused=False)
+    assert snapshot(fleet, "running", {worker: [well]}).trouble == ""
 
 
 def test_one_more_of_what_was_said_hides_nothing_that_says_more(fleet: Fleet, died: Trouble, worker: str) -> None:

@@ -16,6 +16,7 @@ from IPython.utils.capture import capture_output
 from support.state_folder import private
 
 import cml_dask_magics
+from cml_dask_magics.cluster.scheduler import SchedulerView
 from cml_dask_magics.display.panel.output import VIEW
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
@@ -222,7 +223,13 @@ def test_looking_at_a_cluster_that_this_kernel_holds_opens_no_connection(
 
     monkeypatch.setattr(TLSConnector, "connect", connect)
     shell.run_line_magic("dask_status", "")
-    assert "default: running, 1 of 1 worker" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "default: running, 1 of 1 worker" in printed and "last heard" not in printed
+    # Nor while its scheduler is silent.
+    monkeypatch.setattr(SchedulerView, "heard_s", property(lambda _: 12.0))
+    shell.run_line_magic("dask_status", "--text")
+    printed = capsys.readouterr().out
+    assert "default: running, 1 of 1 worker" in printed and "last heard of 12 s ago" in printed
     assert opened == []
 
 

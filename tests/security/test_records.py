@@ -269,6 +269,7 @@ def test_whatever_stands_in_a_field_nothing_of_others_is_touched_and_nothing_of_
             found = open_fleet(world.registry, name, times)
         assert found is not None and found.record.name == name
         use(found)
+        assert len(list((world.registry.directory / "broken").glob("*"))) <= 1, "it is mended once"
         found.end()
         # It told of another start: now the folder tells of this one.
         if way == ("token",) and (again := open_fleet(world.registry, name, times)) is not None:

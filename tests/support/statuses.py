@@ -8,6 +8,8 @@ from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from typing import Any
 
+import msgspec
+
 from cml_dask_magics.model.status import ClusterStatus, Event, Sample, SessionStatus, Usage, WorkerFigures
 
 NOW = datetime(2026, 1, 31, 12, 12, 0, tzinfo=timezone.utc)
@@ -28,7 +30,7 @@ def worker(index: int, **changes: Any) -> SessionStatus:
         executing=1,
         workers=(_figures(f"tls://100.66.1.{index}:40331", f"worker{index:04}"),),
     )
-    return replace(ready, **changes)
+    return msgspec.structs.replace(ready, **changes)
 
 
 def _figures(address: str, name: str, cpu_percent: float = 50.0) -> WorkerFigures:
@@ -49,7 +51,7 @@ def several(index: int, processes: int = 4, **changes: Any) -> SessionStatus:
         executing=processes,
         workers=workers,
     )
-    return replace(together, **changes)
+    return msgspec.structs.replace(together, **changes)
 
 
 def cluster(**changes: Any) -> ClusterStatus:
