@@ -303,6 +303,7 @@ class Fleet:
                 timeout_s = max(1.0, deadline - time.monotonic())
                 left = self.pool.stop(ours, visible=set(self.visible()), timeout_s=timeout_s)
                 stopped |= ours - set(left)
+                self.disowned -= stopped
                 if left or not self.proof.wait_for(ids - stopped, deadline):
                     return stopped, left
         except PlatformError as error:

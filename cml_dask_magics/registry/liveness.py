@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
@@ -68,11 +69,15 @@ def scheduler_address(record: Record, run_folder: Path) -> str | None:
         return None
     protocol = "tls" if uses_tls(record, run_folder) else "tcp"
     if not _ADDRESS.fullmatch(address) or not address.startswith(f"{protocol}://"):
-        logger.warning(
-            "cluster %r: nothing connects to %s, which is no %s://host:port", record.name, short(address), protocol
-        )
+        _warn_of(record.name, short(address), protocol)
         return None
     return address
+
+
+@functools.lru_cache(maxsize=100)
+def _warn_of(name: str, address: str, protocol: str) -> None:
+    """Say once that an address is not connected to; it may be looked at several times a second."""
+    logger.warning("cluster %r: nothing connects to %s, which is no %s://host:port", name, address, protocol)
 
 
 def _files(run_folder: Path) -> tuple[Path, ...]:

@@ -494,12 +494,15 @@ def _set_aside(path: Path, aside: Path, record: Record) -> None:
     record : Record
         What is known of the cluster.
     """
-    try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            found = os.fstat(file.fileno())
-            content = file.read(_MOST_CHARACTERS) if stat.S_ISREG(found.st_mode) else None
-    except OSError:
-        content = None
+    content: bytes | None = None
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                with os.fdopen(descriptor, "rb", closefd=False) as file:
+                    content = file.read(_MOST_CHARACTERS)
+        finally:
+            os.close(descriptor)
     if content is None:
         path.rename(aside)
         return

@@ -25,6 +25,8 @@ from cml_dask_magics.registry.certificates import client_security
 from cml_dask_magics.registry.files import write_private
 from cml_dask_magics.registry.liveness import scheduler_address
 
+pytestmark = pytest.mark.dask
+
 OPEN = ["tcp", "ws", "wss", "ucx", "inproc", "http", "TLS", ""]
 
 
