@@ -56,10 +56,16 @@ def session_logs(folder: Path) -> dict[str, Path]:
     with contextlib.suppress(OSError):
         for entry in sorted(listed(folder), key=lambda entry: entry.name):
             match = _LOG.fullmatch(entry.name)
-            with contextlib.suppress(FileNotFoundError):
-                if match is not None and not why_not_private(entry.stat(follow_symlinks=False)):
-                    found[match[1]] = folder / entry.name
+            if match is not None and not _why_not_private(entry):
+                found[match[1]] = folder / entry.name
     return found
+
+
+def _why_not_private(entry: os.DirEntry[str]) -> str:
+    try:
+        return why_not_private(entry.stat(follow_symlinks=False))
+    except FileNotFoundError:  # listed, but not found: a network file system may remember that it was missing
+        return "" if entry.is_file(follow_symlinks=False) else "it is gone"
 
 
 def read_tail(path: Path, lines: int) -> list[str]:
