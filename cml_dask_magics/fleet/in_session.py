@@ -1,20 +1,23 @@
 """What each session of a cluster runs: Dask's command line, with the kernel's folder, import path and configuration.
 
-A copy of this file is in the cluster's run folder, so that sessions need not have this package. The worker process that
-Dask's nanny starts runs it too, as its main module.
+A copy of this file is in the cluster's run folder, so that sessions need not have this package. A worker's process is a
+copy of its session's, or, where Dask's nanny starts a new Python for it, runs this file too, as its main module.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+# What takes long to import is imported where it is used: `start_with` may start this program twice.
 RUN_FOLDER = Path(__file__).resolve().parent
 _GIB = 2**30
 
@@ -24,6 +27,9 @@ _GIB = 2**30
 OTHERS_BYTES = 150 * 10**6
 # A task may fill 1 GB in a second, and a nanny looks at its worker every 0.1 s; on a busy machine up to 0.2 s later.
 OVERSHOOT_BYTES, LATE_BYTES = 100 * 10**6, 200 * 10**6
+
+# Until then the machine is busy with the workers' start.
+DASHBOARD_AFTER_S = 5.0
 
 
 def room_bytes(processes: int) -> int:
@@ -98,6 +104,171 @@ def dask_setup(nanny: Any) -> None:
     nanny.env["CUDA_VISIBLE_DEVICES"] = ",".join(devices[number :: INHERITED["processes"]])
 
 
+def environment_of_workers(config: dict[str, Any]) -> dict[str, str]:
+    """The variables that Dask's nanny sets before it starts a worker, because they are read early or only once.
+
+    Parameters
+    ----------
+    config : dict
+        Dask's configuration.
+    """
+    configured = config.get("distributed", {}).get("nanny", {}).get("pre-spawn-environ", {})
+    variables = {name: os.environ.get(name, str(value)) for name, value in configured.items() if value is not None}
+    if variables.get("PYTHONHASHSEED") in (None, "0"):
+        variables["PYTHONHASHSEED"] = "6640"  # the same on all workers; nannies, too, have this number
+    return variables
+
+
+def starts_workers_by() -> str:
+    """Dask's way to start the process of a worker."""
+    import dask.config
+
+    return str(dask.config.get("distributed.worker.multiprocessing-method"))
+
+
+def start_with(variables: dict[str, str]) -> None:
+    """Start this program anew with these variables, if it lacks any: some only count for a Python that starts."""
+    if any(os.environ.get(name) != value for name, value in variables.items()):
+        os.environ.update(variables)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def run_dask(command: str) -> None:
+    """Run ``dask COMMAND``. What is Dask's own is not looked for among all plug-ins of its command line."""
+    if command == "scheduler":
+        from distributed.cli import dask_scheduler
+
+        dask_scheduler.Scheduler = scheduler_with_a_late_dashboard(dask_scheduler.Scheduler)
+        dask_scheduler.main(sys.argv[2:], prog_name="dask scheduler")
+    elif command == "worker":
+        from distributed.cli import dask_worker
+
+        dask_worker.main(sys.argv[2:], prog_name="dask worker")
+    else:
+        from dask.__main__ import main
+
+        sys.argv[0] = "dask"
+        main()
+
+
+def scheduler_with_a_late_dashboard(base: Any) -> Any:
+    """Dask's scheduler, but it imports the dashboard (as long as all else takes) when workers have had time to come.
+
+    Parameters
+    ----------
+    base : type
+        Dask's class.
+    """
+    import asyncio
+
+    class Scheduler(base):  # type: ignore[misc]  # its name is shown
+        def __init__(self, *args: Any, dashboard: Any, http_prefix: str, **kwargs: Any) -> None:
+            super().__init__(*args, dashboard=False, http_prefix=http_prefix, **kwargs)
+            self.dashboard_task = asyncio.ensure_future(add_dashboard(self, http_prefix)) if dashboard else None
+
+    return Scheduler
+
+
+async def add_dashboard(scheduler: Any, prefix: str) -> None:
+    """Add the dashboard to a running scheduler after some seconds, or as soon as a page is asked for."""
+    import asyncio
+    import importlib
+
+    from tornado import web
+
+    asked, added = asyncio.Event(), asyncio.Event()
+
+    class AnyPage(web.RequestHandler):
+        async def prepare(self) -> None:
+            asked.set()
+            await added.wait()
+            path, mark, query = self.request.uri.partition("?")
+            # Relative, as a proxy may show all this under a path of its own.
+            self.redirect(f"./{path.rpartition('/')[2]}{mark}{query}", status=307)
+
+    server, pages = scheduler.http_server, scheduler.http_application
+    server.request_callback = web.Application([(".*", AnyPage)])
+    try:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asked.wait(), DASHBOARD_AFTER_S)
+        dashboard = await asyncio.to_thread(importlib.import_module, "distributed.dashboard.scheduler")
+        dashboard.connect(pages, server, scheduler, prefix=prefix)
+    except ImportError:  # Bokeh, or a new enough one: Dask's page says which
+        from distributed.http.scheduler.missing_bokeh import routes
+
+        pages.add_handlers(".*", [(f"/{path.lstrip('/')}", *rest) for path, *rest in routes])
+    finally:
+        server.request_callback = pages
+        added.set()
+
+
+def keep_spares(n: int) -> None:
+    """Make copies of this process for its first workers, which then need not start Python and import Dask again.
+
+    Where anything is not as a nanny expects it (another environment, a worker that is started again), `multiprocessing`
+    starts a new interpreter as ever. So it does if this process has several threads, of which a copy would lack all
+    but one.
+
+    Parameters
+    ----------
+    n : int
+        How many.
+    """
+    import multiprocessing.util
+
+    import psutil
+    from distributed.proctitle import enable_proctitle_on_children
+
+    if sys.platform != "linux" or psutil.Process().num_threads() > 1:
+        return
+    enable_proctitle_on_children()  # `dask worker` does so at once; it is in the environment
+    environment = dict(os.environ)
+    spares: list[tuple[int, socket.socket]] = []
+    for _ in range(n):
+        ours, its = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            for channel in (ours, *(channel for _, channel in spares)):
+                channel.close()  # what only its parent holds tells a spare of its parent's end
+            become_a_child(its)
+        its.close()
+        spares.append((pid, ours))
+    start_python = multiprocessing.util.spawnv_passfds
+
+    def start(path: Any, args: Any, fds: Any) -> int:
+        if args[-1] == "--multiprocessing-fork" and dict(os.environ) == environment:
+            with contextlib.suppress(IndexError, OSError):  # none is left, or it was killed
+                pid, channel = spares.pop(0)
+                with channel:
+                    socket.send_fds(channel, [json.dumps([args[-2], fds]).encode()], fds)
+                return pid
+        return start_python(path, args, fds)
+
+    multiprocessing.util.spawnv_passfds = start  # type: ignore[assignment]
+
+
+def become_a_child(channel: socket.socket) -> None:
+    """Wait for what to run, and run it as a new interpreter would that `multiprocessing` starts."""
+    import fcntl
+
+    message, received, _, _ = socket.recv_fds(channel, 2**16, 250)
+    channel.close()
+    if not message:
+        sys.exit()
+    program, fds = json.loads(message)
+    # Under the numbers that they have in the parent: away from these first, so that none is in another's way.
+    away = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(fds) + 1) for fd in received]
+    for fd in received:
+        os.close(fd)
+    for fd, number in zip(away, fds, strict=True):
+        os.dup2(fd, number, inheritable=False)
+        os.close(fd)
+    if "numpy.random" in sys.modules:  # the copies would draw the same numbers
+        sys.modules["numpy.random"].seed()
+    sys.argv = ["-c", "--multiprocessing-fork"]
+    exec(program, {"__name__": "__main__"})
+
+
 def end_with_the_cluster() -> None:
     """End this process once the cluster has been stopped: another session of the project cannot end it.
 
@@ -121,16 +292,19 @@ def end_with_the_cluster() -> None:
 # Also in the worker's own process, where this file has the second name.
 if __name__ in ("__main__", "__mp_main__"):
     INHERITED = json.loads((RUN_FOLDER / "session.json").read_text())
+    if __name__ == "__main__" and sys.argv[1] == "worker":
+        start_with(environment_of_workers(INHERITED["dask_config"]))
     take_over(INHERITED)
     session_bytes = tell_memory(INHERITED["memory_bytes"])
 
 if __name__ == "__main__":
-    from dask.__main__ import main
-
-    sys.argv[0] = "dask"
-    if sys.argv[1] != "scheduler":
+    command = sys.argv[1]
+    if command != "scheduler":
         limit = worker_limit_bytes(session_bytes, INHERITED["memory_bytes"], INHERITED["processes"])
         sys.argv += ["--memory-limit", str(limit)]
     elif "CML_DASK_HERE" in os.environ:
         threading.Thread(target=end_with_the_cluster, name="end-with-the-cluster", daemon=True).start()
-    main()
+    # No copies where an import may have begun to use a GPU, nor where the user chose another way to start processes.
+    if command == "worker" and not INHERITED["gpu"] and starts_workers_by() == "spawn":
+        keep_spares(INHERITED["processes"])
+    run_dask(command)

@@ -85,7 +85,7 @@ class Times:
     steer_s: float = 2.0
     pending_s: float = 60.0
     report_s: float = 0.5
-    tick_s: float = 0.1
+    tick_s: float = 0.05
     head_start_s: float = 0.2
     connect_s: float = 15.0
     answer_s: float = 3.0

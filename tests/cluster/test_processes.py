@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -162,3 +164,34 @@ def test_two_workers_in_a_session(shell: InteractiveShell, capsys: pytest.Captur
     # Cores and memory are what the workers of a session have together.
     cluster.scale(cores=2 * int(threads), memory=cluster.status().workers[0].memory_limit_bytes)
     assert cluster.plan == {session}
+
+
+def _like_new() -> dict[str, Any]:
+    import random
+
+    import numpy as np
+
+    return {
+        "command": Path("/proc/self/cmdline").read_text(),
+        "environment": dict(os.environ),
+        "hash": hash("a word"),
+        "random": random.random(),
+        "numpy": float(np.random.default_rng().random() + np.random.random()),
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each worker starts a Python of its own")
+def test_a_worker_s_first_process_is_a_copy_of_its_session_s_and_like_the_next_ones() -> None:
+    with CMLCluster(1, processes=2, memory=2) as cluster, Client(cluster, set_as_default=False) as client:
+        first = list(client.run(_like_new).values())
+        cluster.restart_worker(min(cluster.plan))
+        second = list(client.run(_like_new).values())
+    assert len(first) == len(second) == 2
+    assert all("session.py" in each["command"] for each in first)
+    assert all("--multiprocessing-fork" in each["command"] for each in second)
+    for each in first:
+        assert each["environment"] == second[0]["environment"]
+    # Equal keys must lie in equal partitions, whichever worker computes them.
+    assert len({each["hash"] for each in first + second}) == 1
+    for source in ("random", "numpy"):
+        assert len({each[source] for each in first + second}) == 4

@@ -104,17 +104,21 @@ def run_all(page: Any) -> None:
     from playwright.sync_api import TimeoutError as NotYet
 
     prompt = page.locator(".jp-Notebook .jp-InputPrompt").first
+    runs = 0  # so many looks in a row: the page may still ask for a kernel when it has begun
     for attempt in range(40):
         # Without a kernel that is ready the menu does nothing, and says nothing, or asks for one.
         with contextlib.suppress(NotYet):
-            if not _answer_a_dialog(page):
+            asked = _answer_a_dialog(page)
+            began = prompt.is_visible() and prompt.inner_text(timeout=3000).strip() != "[ ]:"
+            runs = runs + 1 if began and not asked else 0
+            if runs == 2:
+                return
+            if not began and not asked:
                 page.click(".jp-Notebook .jp-Cell >> nth=0", timeout=3000)
                 page.click(".lm-MenuBar-itemLabel:text-is('Run')", timeout=3000)
                 page.click(".lm-Menu-itemLabel:text-is('Run All Cells')", timeout=3000)
         page.wait_for_timeout(1000)
-        if prompt.is_visible() and prompt.inner_text().strip() != "[ ]:":
-            return
-        if attempt % 10 == 9:  # a page that missed an answer of a busy server stays without a kernel
+        if attempt % 10 == 9 and not runs:  # a page that missed an answer of a busy server stays without a kernel
             page.reload()
             page.wait_for_selector(".jp-Notebook .jp-Cell")
     raise TimeoutError(f"the notebook's cells do not run\n{page.locator('body').inner_text()[-2000:]}")
