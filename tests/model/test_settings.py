@@ -400,6 +400,17 @@ def test_an_unknown_keyword_is_an_error_as_everywhere_in_python(configure):
         make_settings(n_wrokers=3)
 
 
+def test_a_slip_of_the_hand_is_told_with_what_it_would_have_cost_and_how_it_could_be_meant(configure):
+    configure()
+    with pytest.raises(ValueError) as error:
+        make_settings(n_workers=500, cpu=2, memory=8)
+    message = told(error)
+    assert "at most 100, not 500" in message and "1,000 cores and 4,000 GiB" in message
+    raised = message.partition("dask.config.set(")[2].rstrip(")")
+    with dask.config.set(eval(raised)):
+        assert make_settings(n_workers=500).n_workers == 500
+
+
 def test_max_workers_can_be_raised_and_lowered(configure):
     configure("cml-dask-magics:\n  max-workers: 1000\n")
     assert make_settings(n_workers=800).n_workers == 800
