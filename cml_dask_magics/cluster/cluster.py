@@ -635,7 +635,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 0:
             raise ValueError(f"n must be a whole number of workers from 0 to {most}; not {asked}")
         if n > most:
-            raise ValueError(f"n must be {too_many(int(n), self.settings)}")
+            raise ValueError(f"n must be {too_many(min(int(n), 10**9), self.settings)}")
         self._check_room(int(n))
         self._stop_adapting()
         return self._run(self.scaler.to(int(n)))

@@ -18,6 +18,7 @@ KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED_ENV = ("CDSW_", "CML_DASK_")
 LAUNCH_ARGUMENTS = frozenset({"n", "cpu", "memory", "nvidia_gpu", "code", "script", "env", "name"})
 _LAUNCHED = ("scheduler", "workers")
+_MOST = 10**9  # of anything that is counted
 _LAUNCH_OPTIONS = (
     "a mapping of keywords for launch_workers, such as {accelerator_label_id: 2}, those for one alone under "
     "scheduler: or workers:"
@@ -34,7 +35,7 @@ def _number(value: Any, allowed: str, low: float, high: float) -> float:
     return number
 
 
-def integer(allowed: str, low: int, high: int = 10**9) -> Callable[[Any], int]:
+def integer(allowed: str, low: int, high: int = _MOST) -> Callable[[Any], int]:
     """A reader of whole numbers."""
 
     def read(value: Any) -> int:
@@ -111,7 +112,7 @@ def adapt(value: Any) -> tuple[int, int] | None:
         low, high = 1, 0
     if isinstance(value, int):  # YAML's sexagesimals: an unquoted 2:10 is 130
         raise ValueError("MIN:MAX workers, in quotes in a YAML file, such as '2:10'")
-    if not 0 <= low <= high or high < 1:
+    if not 0 <= low <= high <= _MOST or high < 1:
         raise ValueError("MIN:MAX workers with 0 <= MIN <= MAX and MAX at least 1, such as 2:10")
     return low, high
 

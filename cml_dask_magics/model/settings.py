@@ -241,7 +241,10 @@ def _shown(option: Option, value: Any) -> str:
     """The value as the message shows it: except where it may hold a secret, and no page of it."""
     if option.name == "env":
         return "what was given, which is not shown, because it may be a secret"
-    return cut(repr(value), 200)
+    try:
+        return cut(repr(value), 200)
+    except ValueError:  # Python writes no integer of thousands of digits
+        return f"such a {type(value).__name__}"
 
 
 def too_many(n: int, settings: Settings) -> str:

@@ -456,6 +456,8 @@ NEARLY = st.sampled_from(["1e999GiB", "1e999 s", "1e999", "nan", "inf min", "1:1
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 @hypothesis.settings(max_examples=40, deadline=None, database=None)
 @example(value=10**400)
+@example(value=[0, 10**400])
+@example(value=10**5000)
 @example(value="1e999")
 @example(value="1e999 s")
 @example(value="1e999GiB")

@@ -63,6 +63,8 @@ def test_any_line_is_understood_or_refused_in_one_sentence(parser: LineParser) -
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_any_value_of_an_option_is_understood_or_refused_in_words(option: Any) -> None:
     @MANY
+    @hypothesis.example([0, 10**400])
+    @hypothesis.example(10**5000)
     @hypothesis.given(ANYTHING | st.text() | st.dictionaries(st.text(max_size=5), ANYTHING, max_size=3))
     def read(value: Any) -> None:
         try:
