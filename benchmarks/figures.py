@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -43,3 +44,10 @@ def show(figures: Sequence[Figure]) -> None:
         goal = "" if figure.at_most is None else f"at most {shown(figure.at_most, figure.unit)}"
         verdict = "  falls short" if figure.falls_short else ""
         print(f"{figure.name:<{width}}  {shown(figure.value, figure.unit):>12}  {goal}{verdict}", flush=True)
+
+
+def measure_and_show(rows: Callable[[int], Sequence[Figure]], rounds: int, description: str | None) -> None:
+    """The command line of a benchmark that has no other option than how many rounds it takes."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=rounds)
+    show(rows(parser.parse_args().rounds))

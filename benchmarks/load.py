@@ -5,12 +5,11 @@ python benchmarks/load.py --rounds 11
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
 
-from figures import Figure, show
+from figures import Figure, measure_and_show
 
 CODE = """
 import time
@@ -42,12 +41,5 @@ def rows(rounds: int = 11) -> list[Figure]:
     ]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=11)
-    show(rows(parser.parse_args().rounds))
-
-
 if __name__ == "__main__":
-    main()
+    measure_and_show(rows, 11, __doc__)

@@ -7,14 +7,13 @@ Each in a fresh IPython, turn by turn, from before the import of Dask to the fir
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 
-from figures import Figure, show
+from figures import Figure, measure_and_show
 
 LOCAL = """
 from distributed import Client, LocalCluster
@@ -85,12 +84,5 @@ def rows(rounds: int = 5) -> list[Figure]:
     return measured
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    show(rows(parser.parse_args().rounds))
-
-
 if __name__ == "__main__":
-    main()
+    measure_and_show(rows, 5, __doc__)

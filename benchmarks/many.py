@@ -7,13 +7,12 @@ On a platform in memory, which answers at once: what is left is this package's w
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from figures import Figure, show
+from figures import Figure, measure_and_show
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -40,12 +39,5 @@ def rows(rounds: int = 5) -> list[Figure]:
     return found
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    show(rows(parser.parse_args().rounds))
-
-
 if __name__ == "__main__":
-    main()
+    measure_and_show(rows, 5, __doc__)

@@ -5,7 +5,6 @@ python benchmarks/status.py --rounds 15
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -13,7 +12,7 @@ import statistics
 import tempfile
 import time
 
-from figures import Figure, show
+from figures import Figure, measure_and_show
 
 CLUSTERS, WORKERS = 4, 4
 WAYS = {"%dask_status": "", "%dask_status --text": "--text", "%dask_status --json": "--json"}
@@ -44,12 +43,5 @@ def rows(rounds: int = 15) -> list[Figure]:
     return [Figure(f"{way} {of}", statistics.median(each), "ms", 100.0) for way, each in took_ms.items()]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    show(rows(parser.parse_args().rounds))
-
-
 if __name__ == "__main__":
-    main()
+    measure_and_show(rows, 15, __doc__)

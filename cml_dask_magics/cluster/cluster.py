@@ -91,7 +91,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     local : bool
         Use processes of this machine, even on CML.
     no_tls : bool
-        Plain ``tcp://`` instead of TLS.
+        Plain ``tcp://``: anybody on the network can run code as you, and read your other clusters' keys.
+    no_dashboard : bool
+        Serve no dashboard.
     background : bool
         Return while the cluster is still starting.
     asynchronous : bool
@@ -147,6 +149,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         dashboard_port: int | None = None,
         local: bool | None = None,
         no_tls: bool | None = None,
+        no_dashboard: bool | None = None,
         background: bool | None = None,
         asynchronous: bool = False,
         loop: IOLoop | None = None,
@@ -158,7 +161,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             n_workers=n_workers, name=name, cpu=cpu, memory=memory, gpu=gpu, processes=processes,
             scheduler_cpu=scheduler_cpu, scheduler_memory=scheduler_memory, scheduler_here=scheduler_here, adapt=adapt,
             wait=wait, timeout=timeout, idle_timeout=idle_timeout, env=env, dashboard_port=dashboard_port, local=local,
-            no_tls=no_tls, background=background,
+            no_tls=no_tls, no_dashboard=no_dashboard, background=background,
         )  # fmt: skip
         self._open(claim(settings, times=self.times), asynchronous, loop, on_status, new=True, shutdown_on_close=True)
         for note in self.notes:

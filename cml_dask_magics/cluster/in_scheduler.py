@@ -17,7 +17,7 @@ import cloudpickle
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 # A running scheduler keeps the plugin that the first kernel sent: change this name with what the plugin reports.
-PLUGIN = "cml-dask-magics troubles 1"
+PLUGIN = "cml-dask-magics troubles 2"
 
 KEPT = 100
 """How many troubles are kept: the latest ones."""
@@ -52,7 +52,7 @@ def report(scheduler: Any, sent: dict[str, Any]) -> dict[str, Any]:
             str(worker.name),
             worker.nthreads,
             worker.memory_limit or 0,
-            worker.extra.get("session_memory", 0),  # see `in_session.tell_memory`
+            worker.extra.get("session_memory", 0),  # see `in_session.tell_room`
             round(metrics.get("cpu", 0)),
             metrics.get("memory", 0) >> 20 << 20,
             int(metrics.get("spilled_bytes", {}).get("disk", 0)) >> 20 << 20,
@@ -115,6 +115,7 @@ class _Trouble:
     unmanaged_bytes: int = 0
     managed_bytes: int = 0
     others_bytes: int = 0
+    scratch_bytes: int = 0
     over_memory_bytes: int = 0  # what the nanny saw when it ended the worker; 0 if it did not
     tasks: set[Any] = field(default_factory=set)  # keys that the worker had to compute
     run_again: int = 0
@@ -146,6 +147,7 @@ class _Trouble:
             "unmanaged_bytes": self.unmanaged_bytes,
             "managed_bytes": self.managed_bytes,
             "others_bytes": self.others_bytes,
+            "scratch_bytes": self.scratch_bytes,
             "nth": self.nth,
             "nth_of_worker": self.nth_of_worker,
             "over_memory": bool(self.over_memory_bytes),
@@ -157,7 +159,7 @@ class _Trouble:
 
 
 class Troubles(SchedulerPlugin):  # type: ignore[misc]
-    """Notes workers that die without having been told to, stay paused, or hold most of the data.
+    """Notes workers that die without having been told to, stay paused, hold most of the data, or have no room to spill.
 
     Parameters
     ----------
@@ -178,10 +180,13 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
         self._troubles: deque[_Trouble] = deque(maxlen=KEPT)
         self._count = self._changes = 0
         self._counts: dict[Any, tuple[int, float]] = {}
+        for worker in self._workers.values():
+            self._look_at_scratch(worker)
 
     def add_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
         """Dask's call: once it is removed, the scheduler knows no more of it."""
         self._workers[worker] = scheduler.workers[worker]
+        self._look_at_scratch(scheduler.workers[worker])
 
     def log_event(self, topic: Any, msg: Any) -> None:
         """Dask's call: every event that the scheduler, a nanny or a user logs."""
@@ -219,6 +224,12 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
             self._closing.add(address)
         else:
             self._closing.discard(address)
+
+    def _look_at_scratch(self, worker: Any) -> None:
+        """See whether a worker that came has less disk than its session has memory, by what both told."""
+        scratch_bytes = worker.extra.get("scratch_bytes")
+        if scratch_bytes is not None and scratch_bytes < worker.extra.get("session_memory", 0):
+            self._new("cramped", worker).scratch_bytes = scratch_bytes
 
     def _look_for_a_crowded_one(self) -> None:
         """See whether one worker spills, while the others together hold less data than it does."""

@@ -76,7 +76,7 @@ def figures_of(address: str, worker: Mapping[str, Any]) -> WorkerFigures:
         str(worker["name"]),
         worker["nthreads"],
         worker["memory_limit"] or 0,
-        worker.get("session_memory", 0),  # see `in_session.tell_memory`
+        worker.get("session_memory", 0),  # see `in_session.tell_room`
         metrics.get("cpu", 0),
         metrics.get("memory", 0),
         int(metrics.get("spilled_bytes", {}).get("disk", 0)),

@@ -90,6 +90,7 @@ def snapshot(
         why_pending=why_pending(fleet, fleet.times.pending_s),
         usual_start_s=fleet.usual_start_s,
         trouble=_current(record.trouble, connected),
+        tls=fleet.settings.tls,
         usage=fleet.usage(),
         events=tuple(Event(utc(at), cut(message, _MESSAGE_LENGTH)) for at, message in record.events),
     )
@@ -173,7 +174,7 @@ def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
         Dask's address, by ``distributed.dashboard.link`` in its configuration.
     """
     scheduler, platform = fleet.record.scheduler, fleet.pool.platform
-    if scheduler is None or not scheduler.app_url:
+    if scheduler is None or not scheduler.app_url or not fleet.settings.dashboard:
         return ""
     if platform.browser_is_here:
         return dasks_own
@@ -185,7 +186,7 @@ def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
 def read_only_link(fleet: Fleet) -> str | None:
     """The platform's second, read-only address of the dashboard, built as its documentation says."""
     scheduler, domain = fleet.record.scheduler, fleet.pool.platform.domain
-    if fleet.settings.scheduler_here:  # there is no other
+    if fleet.settings.scheduler_here or not fleet.settings.dashboard:  # there is no other, or none at all
         return None
     return f"https://read-only-{scheduler.id}.{domain}/status" if scheduler is not None and domain else None
 

@@ -28,6 +28,7 @@ def to_dict(status: ClusterStatus) -> dict[str, Any]:
         "idle_s": _seconds(status.idle_s),
         "requested": status.requested,
         "adapt": None if status.adapt is None else list(status.adapt),
+        "tls": status.tls,
         "scheduler": None if status.scheduler is None else _session(status.scheduler),
         "workers": [
             {

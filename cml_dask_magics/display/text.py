@@ -23,6 +23,7 @@ from cml_dask_magics.display.words import (
     format_percent,
     latest_events,
     memory_words,
+    no_tls_warning,
     phase_words,
     totals,
     trouble_words,
@@ -71,6 +72,8 @@ def to_text(
         sums = totals(status)
         console.print(Text(f"{clean(status.name)}: {status.state}, {workers_words(status, sums)}"))
         console.print(Text(" · ".join(fact_words(status, now))))
+        if warning := no_tls_warning(status):
+            console.print(Text(f"{SIGNS['degraded']} {warning}"))
         for title, link in (("Dashboard", status.dashboard_link), ("Read-only", status.read_only_link)):
             if link:  # on one line, so that it can be clicked
                 console.print(Text(f"{title}: {clean(link)}"), soft_wrap=True)
@@ -106,6 +109,8 @@ def status_line(status: ClusterStatus) -> str:
     words = [f"{clean(status.name)}: {status.state}", workers_words(status)]
     if status.state == "starting":
         words += count_words(status)[1:]
+    if not status.tls:
+        words.append("without TLS")
     return f"{SIGNS[status.state]} {' · '.join(words)}"
 
 

@@ -9,7 +9,15 @@ from datetime import datetime, timezone
 from typing import Literal, NamedTuple
 
 from cml_dask_magics.model.status import ClusterStatus, Ended, Event, SessionState, SessionStatus, WorkerFigures
-from cml_dask_magics.model.words import clean, disowned_words, format_bytes, format_memory, plural, unit
+from cml_dask_magics.model.words import (
+    clean,
+    disowned_words,
+    format_bytes,
+    format_memory,
+    no_tls_words,
+    plural,
+    unit,
+)
 
 Kind = Literal["ended", "failed"]
 """How a cluster ended."""
@@ -180,6 +188,11 @@ def estimate_words(status: ClusterStatus) -> str:
 def trouble_words(status: ClusterStatus) -> str:
     """What went wrong with a worker of late, and what helps; empty if nothing did."""
     return status.trouble[:1].upper() + status.trouble[1:] + "." if status.trouble else ""
+
+
+def no_tls_warning(status: ClusterStatus) -> str:
+    """For as long as it runs, what a cluster without TLS lets others do; empty with TLS."""
+    return "" if status.tls else f"Without TLS: {no_tls_words(status.backend == 'local')}."
 
 
 def advice_words(status: ClusterStatus, sums: Totals | None = None) -> str:

@@ -1,7 +1,8 @@
 """What each session of a cluster runs: Dask's command line, with the kernel's folder, import path and configuration.
 
-A copy of this file is in the cluster's run folder, so that sessions need not have this package. A worker's process is a
-copy of its session's, or, where Dask's nanny starts a new Python for it, runs this file too, as its main module.
+Copies of this file and of the two that it runs (`session_keeper`, `session_guards`) are in the cluster's run folder, so
+that sessions need not have this package. A worker's process is a copy of its session's, or, where Dask's nanny starts a
+new Python for it, runs this file too, as its main module.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 # What takes long to import is imported where it is used: `start_with` may start this program twice.
 RUN_FOLDER = Path(__file__).resolve().parent
+# The scratch folder, for this process and its workers.
+SCRATCH_VARIABLE = "CML_DASK_SCRATCH"
 _GIB = 2**30
 
 # Resident memory of what else runs in a worker's session, measured in a simulated workspace: 27 MB for IPython (75 MB
-# for a kernel of ipykernel), 64 MB for `dask worker` with its nannies, 13 MB for Python's resource tracker, 2 MB for
-# the shell until `dask worker` takes its place.
+# for a kernel of ipykernel), 64 MB for `dask worker` with its nannies, 13 MB for Python's resource tracker, 7 MB for
+# `session_keeper`, 2 MB for the shell until `dask worker` takes its place.
 OTHERS_BYTES = 150 * 10**6
 # A task may fill 1 GB in a second, and a nanny looks at its worker every 0.1 s; on a busy machine up to 0.2 s later.
 OVERSHOOT_BYTES, LATE_BYTES = 100 * 10**6, 200 * 10**6
@@ -58,13 +62,18 @@ def worker_limit_bytes(session_bytes: float, asked_bytes: float, processes: int)
     return int((whole - min(kept, whole / 2)) / processes)
 
 
-def take_over(inherited: dict[str, Any]) -> None:
+def take_over(inherited: dict[str, Any]) -> dict[str, Any]:
     """Set working directory, import path and Dask's configuration as in the kernel that started the cluster.
 
     Parameters
     ----------
     inherited : dict
         From ``session.json``; see `inheritance.write_inheritance`.
+
+    Returns
+    -------
+    dict
+        What `session_guards` defines.
     """
     import dask.config
 
@@ -72,9 +81,12 @@ def take_over(inherited: dict[str, Any]) -> None:
     # Dask's variables from --env, which only workers get, take precedence.
     given = {name: value for name, value in os.environ.items() if name in inherited["dask_variables"]}
     dask.config.update(dask.config.config, dask.config.collect_env(given), priority="new")
-    # After the configuration, which it reads when it is imported; before the import path, where a module of the user's
-    # may have the name of one that it needs (random.py, queue.py).
-    import distributed  # noqa: F401
+    dask.config.set({"temporary-directory": os.environ[SCRATCH_VARIABLE]})
+    # It imports distributed: after the configuration, which that reads when it is imported; before the import path,
+    # where a module of the user's may have the name of one that it needs (random.py, queue.py).
+    import runpy
+
+    guards = runpy.run_path(str(RUN_FOLDER / "session_guards.py"))
 
     try:
         os.chdir(inherited["working_directory"])
@@ -83,15 +95,18 @@ def take_over(inherited: dict[str, Any]) -> None:
     before, after = inherited["path_before"], inherited["path_after"]
     ours = {str(RUN_FOLDER), "", *before, *after}
     sys.path[:] = [*before, *(entry for entry in sys.path if entry not in ours), *after]
+    return guards
 
 
-def tell_memory(asked_bytes: float) -> int:
-    """Have the workers tell Dask's scheduler how much memory the session has; returns it."""
+def tell_room(asked_bytes: float) -> int:
+    """Have the workers tell Dask's scheduler how much memory the session has, and disk; returns the memory."""
     from distributed.system import MEMORY_LIMIT
     from distributed.worker import DEFAULT_STARTUP_INFORMATION
 
     session_bytes = int(min(MEMORY_LIMIT, asked_bytes))
+    room = os.statvfs(os.environ[SCRATCH_VARIABLE])
     DEFAULT_STARTUP_INFORMATION["session_memory"] = lambda _: session_bytes
+    DEFAULT_STARTUP_INFORMATION["scratch_bytes"] = lambda _: room.f_bavail * room.f_frsize
     return session_bytes
 
 
@@ -133,12 +148,19 @@ def start_with(variables: dict[str, str]) -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def run_dask(command: str) -> None:
-    """Run ``dask COMMAND``. What is Dask's own is not looked for among all plug-ins of its command line."""
+def run_dask(command: str, guard_pages: Callable[[], None]) -> None:
+    """Run ``dask COMMAND``. What is Dask's own is not looked for among all plug-ins of its command line.
+
+    Parameters
+    ----------
+    command : str
+    guard_pages : callable
+        Called when a scheduler has imported what its dashboard needs.
+    """
     if command == "scheduler":
         from distributed.cli import dask_scheduler
 
-        dask_scheduler.Scheduler = scheduler_with_a_late_dashboard(dask_scheduler.Scheduler)
+        dask_scheduler.Scheduler = scheduler_with_a_late_dashboard(dask_scheduler.Scheduler, guard_pages)
         dask_scheduler.main(sys.argv[2:], prog_name="dask scheduler")
     elif command == "worker":
         from distributed.cli import dask_worker
@@ -151,25 +173,28 @@ def run_dask(command: str) -> None:
         main()
 
 
-def scheduler_with_a_late_dashboard(base: Any) -> Any:
+def scheduler_with_a_late_dashboard(base: Any, guard_pages: Callable[[], None]) -> Any:
     """Dask's scheduler, but it imports the dashboard (as long as all else takes) when workers have had time to come.
 
     Parameters
     ----------
     base : type
         Dask's class.
+    guard_pages : callable
+        As for `run_dask`.
     """
     import asyncio
 
     class Scheduler(base):  # type: ignore[misc]  # its name is shown
         def __init__(self, *args: Any, dashboard: Any, http_prefix: str, **kwargs: Any) -> None:
             super().__init__(*args, dashboard=False, http_prefix=http_prefix, **kwargs)
-            self.dashboard_task = asyncio.ensure_future(add_dashboard(self, http_prefix)) if dashboard else None
+            add = add_dashboard(self, http_prefix, guard_pages) if dashboard else None
+            self.dashboard_task = asyncio.ensure_future(add) if add else None
 
     return Scheduler
 
 
-async def add_dashboard(scheduler: Any, prefix: str) -> None:
+async def add_dashboard(scheduler: Any, prefix: str, guard_pages: Callable[[], None]) -> None:
     """Add the dashboard to a running scheduler after some seconds, or as soon as a page is asked for."""
     import asyncio
     import importlib
@@ -192,6 +217,7 @@ async def add_dashboard(scheduler: Any, prefix: str) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asked.wait(), DASHBOARD_AFTER_S)
         dashboard = await asyncio.to_thread(importlib.import_module, "distributed.dashboard.scheduler")
+        guard_pages()
         dashboard.connect(pages, server, scheduler, prefix=prefix)
     except ImportError:  # Bokeh, or a new enough one: Dask's page says which
         from distributed.http.scheduler.missing_bokeh import routes
@@ -289,22 +315,47 @@ def end_with_the_cluster() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def keep_output_and_scratch(inherited: dict[str, Any]) -> None:
+    """Bound this session's log, and give what Dask writes to disk a private folder that ends with the session."""
+    import atexit
+    import runpy
+
+    keeper = runpy.run_path(str(RUN_FOLDER / "session_keeper.py"))
+    chosen = inherited["dask_config"].get("temporary-directory")
+    if "DASK_TEMPORARY_DIRECTORY" in inherited["dask_variables"]:
+        chosen = os.environ.get("DASK_TEMPORARY_DIRECTORY", chosen)
+    needed_bytes = 0 if sys.argv[1] == "scheduler" else inherited["memory_bytes"]
+    os.environ[SCRATCH_VARIABLE], lock = keeper["make_scratch"](chosen, needed_bytes)
+    sys.stdout.flush()  # before it goes through the keeper
+    log = RUN_FOLDER / "logs" / f"{os.environ['CDSW_ENGINE_ID']}.log"
+    atexit.register(keeper["start"](log, os.environ[SCRATCH_VARIABLE], lock))
+
+
 # Also in the worker's own process, where this file has the second name.
 if __name__ in ("__main__", "__mp_main__"):
     INHERITED = json.loads((RUN_FOLDER / "session.json").read_text())
-    if __name__ == "__main__" and sys.argv[1] == "worker":
-        start_with(environment_of_workers(INHERITED["dask_config"]))
-    take_over(INHERITED)
-    session_bytes = tell_memory(INHERITED["memory_bytes"])
+    if __name__ == "__main__":
+        if sys.argv[1] == "worker":
+            start_with(environment_of_workers(INHERITED["dask_config"]))
+        keep_output_and_scratch(INHERITED)
+    guards = take_over(INHERITED)
+    guards["guard_listeners"]()
+    session_bytes = tell_room(INHERITED["memory_bytes"])
 
 if __name__ == "__main__":
     command = sys.argv[1]
-    if command != "scheduler":
+    guards["raise_descriptor_limit"]()
+    is_here, shown = "CML_DASK_HERE" in os.environ, INHERITED["dashboard"]
+    session = os.environ["CDSW_MASTER_ID" if is_here else "CDSW_ENGINE_ID"]  # which the platform shows it of
+    hosts = guards["dashboard_hosts"](shown["link"], shown["domain"], session)
+    if command == "scheduler":
+        guards["guard_dashboard"](hosts if shown["shown"] else None)
+        if is_here:
+            threading.Thread(target=end_with_the_cluster, name="end-with-the-cluster", daemon=True).start()
+    else:
         limit = worker_limit_bytes(session_bytes, INHERITED["memory_bytes"], INHERITED["processes"])
         sys.argv += ["--memory-limit", str(limit)]
-    elif "CML_DASK_HERE" in os.environ:
-        threading.Thread(target=end_with_the_cluster, name="end-with-the-cluster", daemon=True).start()
     # No copies where an import may have begun to use a GPU, nor where the user chose another way to start processes.
     if command == "worker" and not INHERITED["gpu"] and starts_workers_by() == "spawn":
         keep_spares(INHERITED["processes"])
-    run_dask(command)
+    run_dask(command, lambda: guards["guard_websockets"](hosts))

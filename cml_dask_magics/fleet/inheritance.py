@@ -18,7 +18,7 @@ import dask.config
 from cml_dask_magics.fleet.shell_lines import worker_nthreads
 from cml_dask_magics.model.settings import SECTION, Settings
 from cml_dask_magics.registry.files import read_private, write_private
-from cml_dask_magics.registry.run_folder import SESSION_DATA, SESSION_PROGRAM
+from cml_dask_magics.registry.run_folder import SESSION_DATA, SESSION_GUARDS, SESSION_KEEPER, SESSION_PROGRAM
 
 # For the kernel alone: its client, addresses of its other clusters, our settings (with the values of --env).
 _KERNELS_OWN = ("scheduler", "shuffle", "pool", "get", "scheduler-address", "scheduler-file", "labextension", SECTION)
@@ -50,10 +50,16 @@ def write_inheritance(folder: Path, settings: Settings) -> list[str]:
         "path_after": after,
         "dask_config": config,
         **_sizes(settings),
+        "dashboard": {
+            "shown": settings.dashboard,
+            "link": settings.dashboard_link,
+            "domain": "" if settings.local else os.environ.get("CDSW_DOMAIN", ""),
+        },
         "dask_variables": [name for name in settings.env if name.startswith("DASK_")],
     }
     write_private(folder / SESSION_DATA, json.dumps(data))
-    write_private(folder / SESSION_PROGRAM, _program())
+    for name, program in _programs().items():
+        write_private(folder / name, program)
     return left_out
 
 
@@ -67,10 +73,13 @@ def renew_program(folder: Path, settings: Settings) -> None:
     OSError
         If that cannot be written.
     """
-    program, data = folder / SESSION_PROGRAM, folder / SESSION_DATA
+    programs, data = _programs(), folder / SESSION_DATA
     try:
-        if read_private(program) == _program():
+        if all(read_private(folder / name) == program for name, program in programs.items()):
             return
+    except (OSError, ValueError):  # another release's
+        pass
+    try:
         inherited = json.loads(read_private(data))
         if not isinstance(inherited, dict):
             raise ValueError("it is no mapping")
@@ -78,7 +87,8 @@ def renew_program(folder: Path, settings: Settings) -> None:
         write_inheritance(folder, settings)
         return
     write_private(data, json.dumps(inherited | _sizes(settings)))
-    write_private(program, _program())
+    for name, program in programs.items():
+        write_private(folder / name, program)
 
 
 def _sizes(settings: Settings) -> dict[str, int]:
@@ -89,8 +99,14 @@ def _sizes(settings: Settings) -> dict[str, int]:
     }
 
 
-def _program() -> str:
-    return Path(__file__).with_name("in_session.py").read_text(encoding="utf-8")
+def _programs() -> dict[str, str]:
+    """What sessions run, by file in the run folder: the last one runs the others."""
+    modules = {
+        SESSION_KEEPER: "session_keeper.py",
+        SESSION_GUARDS: "session_guards.py",
+        SESSION_PROGRAM: "in_session.py",
+    }
+    return {name: Path(__file__).with_name(module).read_text(encoding="utf-8") for name, module in modules.items()}
 
 
 def _working_directory() -> str:

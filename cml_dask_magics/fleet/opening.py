@@ -14,6 +14,7 @@ from cml_dask_magics.fleet.sizes import check_worker_memory, fitted_together
 from cml_dask_magics.model.record import Record
 from cml_dask_magics.model.settings import (
     OPTIONS,
+    SECTION,
     Settings,
     Spelling,
     as_keyword,
@@ -22,6 +23,7 @@ from cml_dask_magics.model.settings import (
     settings_to_json,
 )
 from cml_dask_magics.model.times import USUAL, Times
+from cml_dask_magics.model.words import no_tls_words
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.platforms.find import check_dashboard_port, check_launch_options, find_platform
 from cml_dask_magics.platforms.here import shown_port_is_free
@@ -50,8 +52,8 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     Raises
     ------
     ValueError
-        If the dashboard would have no port, workers would have too little memory, or the platform does not take the
-        setting ``launch-options``.
+        If the dashboard would have no port, workers would have too little memory, the platform does not take the
+        setting ``launch-options``, or inside CML the configuration alone says to do without TLS.
     NameTakenError
         If a cluster of that name is alive.
     RuntimeError
@@ -59,17 +61,19 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     """
     registry = Registry(settings.state_directory)
     platform = find_platform(registry.directory, settings.local)
-    if settings.dashboard_port is None:
+    no_tls = _without_tls(settings, platform, spelled)
+    if settings.dashboard and settings.dashboard_port is None:
         check_dashboard_port(platform)
     check_launch_options(platform, settings.launch_options)
     asked, settings = settings, what_fits(settings, platform)
-    notes = _notes_on(asked, settings, spelled)
+    notes = no_tls + _notes_on(asked, settings, spelled)
     settings, more = fitted_together(settings, platform, spelled)
     notes += more + check_worker_memory(settings, platform, spelled)
     dead = open_fleet(registry, settings.name, times)
     if dead is not None and dead.liveness() == "silent":
         dead.end()
-    if settings.scheduler_here and platform.session and settings.dashboard_port is None and not shown_port_is_free():
+    is_shown = settings.dashboard and settings.dashboard_port is None
+    if settings.scheduler_here and platform.session and is_shown and not shown_port_is_free():
         notes.append(
             f"the cluster has no dashboard: port {os.environ.get('CDSW_READONLY_PORT')} of this session, which the "
             "platform shows (CDSW_READONLY_PORT), is taken by another program"
@@ -122,6 +126,25 @@ def open_fleet(registry: Registry, name: str, times: Times = USUAL) -> Fleet | N
         )
     settings = settings_of(record, registry.run_folder(record)) or make_settings(name=name)
     return Fleet(registry, _pool(platform, root, times), record, settings, times)
+
+
+def _without_tls(settings: Settings, platform: Platform, spelled: Spelling) -> list[str]:
+    """The warning of a cluster without TLS.
+
+    Raises
+    ------
+    ValueError
+        If others can reach it over the network, and nobody asked for that just now.
+    """
+    if settings.tls:
+        return []
+    is_here = platform.backend == "local"
+    if not is_here and "tls" not in settings.given:
+        raise ValueError(
+            f"{SECTION}.no-tls in Dask's configuration holds on this machine alone: inside CML {no_tls_words(False)}. "
+            f"Type {spelled('no-tls')} for a cluster that is to run so all the same, or take it out there"
+        )
+    return [f"cluster {settings.name!r} runs without TLS ({spelled('no-tls')}): {no_tls_words(is_here)}"]
 
 
 def what_fits(settings: Settings, platform: Platform) -> Settings:

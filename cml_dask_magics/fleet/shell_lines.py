@@ -29,6 +29,7 @@ _TLS = (
     ' --tls-cert "$CML_DASK_FOLDER/cert.pem" --tls-key "$CML_DASK_FOLDER/key.pem"'
 )
 _TCP = " --protocol tcp"
+_NO_DASHBOARD = "--no-dashboard --dashboard-address 127.0.0.1:0"
 
 
 def scheduler_line(settings: Settings, port: int) -> str:
@@ -42,8 +43,9 @@ def scheduler_line(settings: Settings, port: int) -> str:
     """
     # The scheduler's session must be known even if the cluster's record is lost.
     note = f'printf %s "$CDSW_ENGINE_ID" >"$CML_DASK_FOLDER/{SCHEDULER_SESSION_FILE}"; '
-    dashboard = str(settings.dashboard_port) if settings.dashboard_port else "$CDSW_READONLY_PORT"
-    line = f'{_PRELUDE}{note}{_PYTHON}scheduler{_COMMON} --port {port} --dashboard-address "127.0.0.1:{dashboard}"'
+    shown = str(settings.dashboard_port) if settings.dashboard_port else "$CDSW_READONLY_PORT"
+    dashboard = f'--dashboard-address "127.0.0.1:{shown}"' if settings.dashboard else _NO_DASHBOARD
+    line = f"{_PRELUDE}{note}{_PYTHON}scheduler{_COMMON} --port {port} {dashboard}"
     if settings.idle_timeout_s is not None:
         line += f" --idle-timeout {settings.idle_timeout_s:.3f}s"
     return line + (_TLS if settings.tls else _TCP)
@@ -62,7 +64,7 @@ def worker_line(settings: Settings) -> str:
         f' --name "$CDSW_ENGINE_ID" --nthreads {worker_nthreads(settings)}'
         f" --death-timeout {max(settings.timeout_s, 300):.3f}"
         # A worker's own pages cannot be reached, and would take a fifth of its start-up time.
-        " --no-dashboard --dashboard-address 127.0.0.1:0"
+        f" {_NO_DASHBOARD}"
     )
     if processes > 1 and not cuda:
         line += f" --nworkers {processes}"

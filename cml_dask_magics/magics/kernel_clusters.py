@@ -28,7 +28,7 @@ from cml_dask_magics.registry.run_folder import read_tail, session_logs
 
 _SIZES = (
     "cpu", "memory_gib", "gpu", "processes", "scheduler_cpu", "scheduler_memory_gib", "scheduler_here",
-    "idle_timeout_s", "env", "tls",
+    "idle_timeout_s", "env", "tls", "dashboard",
 )  # fmt: skip
 
 _Key = tuple[Path, str]
@@ -61,14 +61,13 @@ class KernelClusters:
         # Why this kernel let go of a cluster, until the user has been told.
         self._why_detached: dict[_Key, str] = {}
 
-    def up(self, settings: Settings, given: frozenset[str], on_status: StatusCallback | None = None) -> Up:
+    def up(self, settings: Settings, on_status: StatusCallback | None = None) -> Up:
         """Start, scale or re-attach to the cluster, so that it is as `settings` says.
 
         Parameters
         ----------
         settings : Settings
-        given : frozenset of str
-            The fields of `settings` that the user gave: a running cluster is scaled only if asked to.
+            A running cluster is scaled only if the user gave a number.
         on_status : callable, optional
             Called about twice a second while this waits, from Dask's thread.
 
@@ -84,12 +83,12 @@ class KernelClusters:
             fleet = _opened(settings.state_directory, settings.name)
             if fleet is None or fleet.liveness() == "silent":
                 try:
-                    return self._started(settings, given, fleet, on_status)
+                    return self._started(settings, fleet, on_status)
                 except NameTakenError:  # another kernel claimed the name at the same instant
                     pass
             cluster = self._held[key] = CMLCluster.from_name(settings.name, shutdown_on_close=True)
             done = "re-attached"
-        return _adjusted(cluster, settings, given, done, on_status)
+        return _adjusted(cluster, settings, done, on_status)
 
     def down(self, state_directory: Path, name: str) -> Ended | None:
         """Stop a cluster, whichever kernel started it; None if there is none.
@@ -213,19 +212,17 @@ class KernelClusters:
             follow=follow,
         )
 
-    def _started(
-        self, settings: Settings, given: frozenset[str], lost: Fleet | None, on_status: StatusCallback | None
-    ) -> Up:
+    def _started(self, settings: Settings, lost: Fleet | None, on_status: StatusCallback | None) -> Up:
         key = settings.state_directory, settings.name
         notes = [words] if (words := self._why_detached.pop(key, "")) else []
         # A cluster that somebody began to stop is not lost.
         record = lost.record if lost is not None and lost.record.state != "stopping" else None
         if lost is not None and record is not None and (before := settings_of(record, lost.folder)) is not None:
-            settings = _as_before(settings, given, replace(before, n_workers=record.requested, adapt=record.adapt))
+            settings = _as_before(settings, replace(before, n_workers=record.requested, adapt=record.adapt))
             notes.append(
                 f"cluster {settings.name!r} was lost; it was started anew with the settings that it had "
                 f"({counted(settings.n_workers, settings.processes)}; {settings.cpu:g} cores and "
-                f"{settings.memory_gib:g} GiB each)"
+                f"{settings.memory_gib:g} GiB each)" + ("" if before.tls or not settings.tls else ", and with TLS")
             )
         cluster = self._held[key] = CMLCluster.from_settings(settings, on_status)
         notes += cluster.notes
@@ -314,20 +311,19 @@ def _last_words(cluster: CMLCluster) -> tuple[str, Kind]:
     return cluster.why_detached or followed, "ended"
 
 
-def _as_before(settings: Settings, given: frozenset[str], before: Settings) -> Settings:
+def _as_before(settings: Settings, before: Settings) -> Settings:
     """The settings of a lost cluster, with what the user gave now."""
     kept = {name: getattr(before, name) for name in ("n_workers", "adapt", *_SIZES, "dashboard_port", "local")}
-    if "n_workers" in given:
+    del kept["tls"]  # who wants to do without types it each time
+    if "n_workers" in settings.given:
         kept["adapt"] = None
-    if "gpu" in given:  # which says how many workers a session has, unless that is given, too
+    if "gpu" in settings.given:  # which says how many workers a session has, unless that is given, too
         del kept["processes"]
-    return replace(settings, **{name: value for name, value in kept.items() if name not in given})
+    return replace(settings, **{name: value for name, value in kept.items() if name not in settings.given})
 
 
-def _adjusted(
-    cluster: CMLCluster, settings: Settings, given: frozenset[str], done: str, on_status: StatusCallback | None
-) -> Up:
-    current, settings = cluster.settings, what_fits(settings, cluster.platform)
+def _adjusted(cluster: CMLCluster, settings: Settings, done: str, on_status: StatusCallback | None) -> Up:
+    current, given, settings = cluster.settings, settings.given, what_fits(settings, cluster.platform)
     fixed = [
         as_typed(option.name)
         for option in OPTIONS

@@ -16,7 +16,7 @@ from IPython.core.getipython import get_ipython
 
 from cml_dask_magics.magics.command_line import LineParser, down_parser, status_parser, up_parser
 from cml_dask_magics.magics.notice import cluster_names, notice
-from cml_dask_magics.model.settings import OPTIONS, Settings, as_keyword, as_typed, make_settings
+from cml_dask_magics.model.settings import Settings, as_typed, make_settings
 from cml_dask_magics.model.words import clean
 
 if TYPE_CHECKING:
@@ -53,12 +53,10 @@ class DaskMagics:
         from cml_dask_magics.display.screens import screens
         from cml_dask_magics.magics.kernel_clusters import interrupted_words, kernel_clusters
 
-        fields = {as_keyword(option.name): option.field for option in OPTIONS}
-        given = frozenset(fields[key] for key in typed)
         controls = kernel_clusters.controls(settings.state_directory, settings.name)
         try:
             with screens.starting(self.shell, controls) as on_status:
-                up = kernel_clusters.up(settings, given, on_status)
+                up = kernel_clusters.up(settings, on_status)
         except (RuntimeError, OSError, ValueError) as error:
             # Re-raise without our traceback, which does not help the user.
             raise _user_error(error) from None

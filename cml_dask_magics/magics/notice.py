@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from cml_dask_magics.model.settings import PRIVATE_FOLDER, state_directory
-from cml_dask_magics.model.words import clean
+from cml_dask_magics.model.words import clean, no_tls_words
 
 _TIMEOUT_S = 0.3
 
@@ -20,10 +20,12 @@ def notice() -> str:
         # Imported here to keep `%load_ext` quick: most users have no cluster running.
         from cml_dask_magics.registry.liveness import liveness
         from cml_dask_magics.registry.registry import Registry
+        from cml_dask_magics.registry.run_folder import uses_tls
 
         registry = Registry(directory)
         running: list[str] = []
         silent: list[str] = []
+        open_doors: list[str] = []
         for name in registry.names():
             if _is_held(directory, name):
                 continue
@@ -33,8 +35,11 @@ def notice() -> str:
                 silent.append(name)
                 continue
             if record is not None:
-                answers = liveness(record, registry.run_folder(record), _TIMEOUT_S) != "silent"
+                run = registry.run_folder(record)
+                answers = liveness(record, run, _TIMEOUT_S) != "silent"
                 (running if answers else silent).append(name)
+                if answers and not uses_tls(record, run):
+                    open_doors.append(f"{name} runs without TLS: {no_tls_words(record.backend == 'local')}")
     except (RuntimeError, ValueError, OSError) as error:
         return f"cml-dask-magics cannot tell whether clusters of yours are still running: {clean(str(error))}"
     parts = []
@@ -43,6 +48,7 @@ def notice() -> str:
         parts.append(
             f"still running: {', '.join(running)} (%dask_up --name {first} re-attaches, %dask_down {first} stops)"
         )
+    parts += open_doors
     if silent:
         parts.append(f"on record, but not answering: {', '.join(silent)} (%dask_down {silent[0]} clears what is left)")
     return f"Dask clusters {'; '.join(parts)}" if parts else ""

@@ -29,7 +29,7 @@ class Settings:
     Sizes are cores and GiB, durations seconds; ``None`` means "all" for `wait`, "never" for
     `idle_timeout_s`, "off" for `adapt` and ``CDSW_READONLY_PORT`` for `dashboard_port`. `n_workers`, `adapt`, `wait`
     and `max_workers` count sessions, each of which has `processes` Dask workers. `launch_options` holds the keywords
-    for ``scheduler`` and for ``workers``.
+    for ``scheduler`` and for ``workers``. `given` are the fields that came with the call, and from nowhere else.
     """
 
     n_workers: int
@@ -49,6 +49,7 @@ class Settings:
     dashboard_port: int | None
     local: bool
     tls: bool
+    dashboard: bool
     background: bool
     client: str
     cluster: str
@@ -57,6 +58,7 @@ class Settings:
     launch_options: dict[str, dict[str, Any]]
     max_workers: int
     dashboard_link: str
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,10 @@ def _directory(value: Any) -> Path:
         raise ValueError(f"the path of a folder ({error})") from None
 
 
+def _unless(value: Any) -> bool:
+    return not readers.switch(value)
+
+
 _WORKERS = readers.integer("a whole number of workers from 0 to max-workers", 0)
 _WAIT = readers.integer("a whole number of workers, 1 or more", 1)
 _PORT = readers.integer("a port from 1 to 65535", 1, 65535)
@@ -134,7 +140,9 @@ OPTIONS: tuple[Option, ...] = (
            "port of the dashboard; default: CDSW_READONLY_PORT, a free port on a local cluster"),
     Option("local", "local", readers.switch, "",
            "processes of this machine instead of CML sessions; the only way where there is no CML", False),
-    Option("no-tls", "tls", lambda v: not readers.switch(v), "", "plain tcp:// instead of TLS", False),
+    Option("no-tls", "tls", _unless, "",
+           "plain tcp://: anybody on the network can run code as you, and read your other clusters' keys", False),
+    Option("no-dashboard", "dashboard", _unless, "", "serve no dashboard", False, new=True),
     Option("background", "background", readers.switch, "", "return at once; the panel goes on telling", False,
            of_call=True),
     Option("client", "client", readers.variable, "VAR", "variable to put the client into", "client", of_call=True),
@@ -198,7 +206,8 @@ def make_settings(spelled: Spelling = as_keyword, **given: Any) -> Settings:
         values["n_workers"] = max(1, values["adapt"][0])
     if values["processes"] is None:
         values["processes"] = max(1, values["gpu"])
-    settings = Settings(**values)
+    fields = {as_keyword(option.name): option.field for option in OPTIONS}
+    settings = Settings(**values, given=frozenset(fields[key] for key, value in given.items() if value is not None))
     _check_together(settings, spelled)
     return settings
 
@@ -228,7 +237,8 @@ def settings_from_json(data: Mapping[str, Any]) -> Settings:
     new = {option.field: option.default for option in OPTIONS if option.new}
     if set(data) | set(of_call) | set(new) != {option.field for option in OPTIONS}:
         raise TypeError("settings of another release")
-    given = {**new, **data, **of_call, "tls": not data["tls"]}  # the option is no-tls
+    negated = {option.field for option in OPTIONS if option.read is _unless}  # no-tls is an option, tls a setting
+    given = {**new, **data, **of_call} | {name: not data[name] for name in negated & set(data)}
     try:
         values = {option.field: option.read(given[option.field]) for option in OPTIONS}
         # Earlier releases had one worker in a session, whatever it had of GPUs.

@@ -179,6 +179,8 @@ class ClusterStatus:
         The median of earlier starts on this platform, in seconds; None if there were none.
     trouble : str
         What went wrong with a worker in the last minutes, and what helps; empty if nothing did.
+    tls : bool
+        Whether only those who have its certificate can talk to it.
     """
 
     name: str
@@ -202,6 +204,7 @@ class ClusterStatus:
     why_pending: str = ""
     usual_start_s: float | None = None
     trouble: str = ""
+    tls: bool = True
     usage: Usage = field(default_factory=Usage)
     events: tuple[Event, ...] = ()
 

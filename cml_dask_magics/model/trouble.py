@@ -47,10 +47,10 @@ class Trouble:
     ----------
     number : int
         Counts the troubles of one scheduler, from 1.
-    kind : "died", "meant", "paused", "stuck" or "crowded"
+    kind : "died", "meant", "paused", "stuck", "crowded" or "cramped"
         Meant: it died in a restart that was asked for, which is no trouble.
         Stuck: paused, and without tasks or data of Dask's whose end would free memory. Crowded: it spills, and the
-        others have little.
+        others have little. Cramped: its disk has less room than its session has memory.
     at : float
         Seconds since the epoch.
     worker : str
@@ -73,10 +73,12 @@ class Trouble:
         How many there were.
     given_up : tuple of GivenUp
         Tasks that failed with its death.
+    scratch_bytes : int
+        How much room a cramped one had on its disk when it started.
     """
 
     number: int
-    kind: Literal["died", "meant", "paused", "stuck", "crowded"]
+    kind: Literal["died", "meant", "paused", "stuck", "crowded", "cramped"]
     at: float
     worker: str
     memory_bytes: int
@@ -91,6 +93,7 @@ class Trouble:
     lost: str = ""
     n_lost: int = 0
     given_up: tuple[GivenUp, ...] = ()
+    scratch_bytes: int = 0
 
 
 def is_news(trouble: Trouble) -> bool:
@@ -185,7 +188,7 @@ def given_up_words(given_up: GivenUp, limit_bytes: int, cluster: str, session: s
 
 
 def memory_words(trouble: Trouble) -> str:
-    """What it means that a worker is paused, stuck or crowded, and what helps."""
+    """What it means that a worker is paused, stuck, crowded or cramped, and what helps."""
     holds = format_memory(trouble.memory_bytes, trouble.limit_bytes, " of ")
     worker = f"{_nth(trouble, 'such case')}worker {trouble.worker}"
     if trouble.kind == "crowded":
@@ -193,6 +196,11 @@ def memory_words(trouble: Trouble) -> str:
         return (
             f"{worker} holds most of the data; it has {has} and spills to disk, the others have {others} on average: "
             "spread it with client.rebalance(), and let Dask choose where tasks and scattered data go (no workers=)"
+        )
+    if trouble.kind == "cramped":
+        return (
+            f"{worker} has {format_bytes(trouble.scratch_bytes)} of disk for scratch space, less than memory; what it "
+            "spills, or keeps for a shuffle, may find no room: Dask's setting temporary-directory names another disk"
         )
     if trouble.kind == "stuck":
         return (

@@ -74,3 +74,9 @@ def hidden(words: str, secrets: Iterable[str]) -> str:
 def short(text: object, most: int = 300) -> str:
     """Words from outside (which may be a page of HTML) as one short line that is safe to print."""
     return cut(" ".join(clean(str(text)[: 50 * most]).split()), most)
+
+
+def no_tls_words(is_here: bool) -> str:
+    """What a cluster without TLS lets others do; `is_here` for one that runs on this machine."""
+    who = "any user of this machine" if is_here else "anybody on the network"
+    return f"{who} can run code as you, and read your other clusters' keys"

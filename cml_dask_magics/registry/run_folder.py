@@ -34,6 +34,8 @@ SCHEDULER_FILE = "scheduler.json"
 FORMER_SCHEDULER_FILE = "scheduler.former.json"
 SCHEDULER_SESSION_FILE = "scheduler.session"
 SESSION_PROGRAM, SESSION_DATA = "session.py", "session.json"
+# What the sessions' program runs.
+SESSION_KEEPER, SESSION_GUARDS = "session_keeper.py", "session_guards.py"
 LOG_SUFFIX = ".log"
 CLAIM_FILE = "claim.json"
 LOGS = "logs"
@@ -43,7 +45,10 @@ _RUN_FOLDER = re.compile(r"([A-Za-z0-9_-]{1,40})-[0-9a-f]{8}")
 # `certificates` writes them.
 CERTIFICATES = ("ca.pem", "cert.pem", "key.pem")
 # All files beside the logs.
-_NAMES = (CLAIM_FILE, SCHEDULER_FILE, FORMER_SCHEDULER_FILE, SCHEDULER_SESSION_FILE, SESSION_DATA, SESSION_PROGRAM)
+_NAMES = (
+    CLAIM_FILE, SCHEDULER_FILE, FORMER_SCHEDULER_FILE, SCHEDULER_SESSION_FILE,
+    SESSION_DATA, SESSION_PROGRAM, SESSION_KEEPER, SESSION_GUARDS,
+)  # fmt: skip
 _FILES = named(*_NAMES, *CERTIFICATES)
 _LOG = re.compile(rf"({SESSION.pattern})" + re.escape(LOG_SUFFIX))
 _TAIL_BYTES = 65536

@@ -35,12 +35,12 @@ class Scheduler:
     def check_idle(self) -> None:
         return None
 
-    def add(self, name: str, memory_mib: int = 500) -> str:
+    def add(self, name: str, memory_mib: int = 500, **extra: int) -> str:
         """A worker of this name joins; its address."""
         address = f"tcp://{name}:{len(self.workers)}"
         self.workers[address] = SimpleNamespace(
             address=address, name=name, nthreads=1, memory_limit=600 * MIB, metrics={"memory": memory_mib * MIB},
-            extra={}, status=SimpleNamespace(name="running"),
+            extra=extra, status=SimpleNamespace(name="running"),
         )  # fmt: skip
         for plugin in self.plugins.values():
             plugin.add_worker(self, address)
@@ -206,6 +206,23 @@ def test_a_paused_worker_that_nothing_can_free_is_stuck(
     assert (trouble["kind"], trouble["worker"], trouble["unmanaged_bytes"]) == ("stuck", "ab12", 500 * MIB)
     metrics["task_counts"] = {"executing": 1}
     assert news() == []
+
+
+def test_a_worker_with_less_disk_than_memory_is_cramped(scheduler: Scheduler, news: Any) -> None:
+    news()
+    scheduler.add("ab12", session_memory=2000 * MIB, scratch_bytes=1500 * MIB)
+    scheduler.add("cd34", session_memory=2000 * MIB, scratch_bytes=3000 * MIB)
+    (trouble,) = news()
+    assert (trouble["kind"], trouble["worker"], trouble["scratch_bytes"]) == ("cramped", "ab12", 1500 * MIB)
+    scheduler.plugins.clear()
+    (trouble,) = setup_news(scheduler)  # it came before the first kernel asked
+    assert (trouble["kind"], trouble["worker"]) == ("cramped", "ab12")
+
+
+def setup_news(scheduler: Scheduler) -> list[dict[str, Any]]:
+    setup(scheduler)
+    troubles: list[dict[str, Any]] = scheduler.plugins[PLUGIN].news(0)[0]
+    return troubles
 
 
 def test_a_worker_that_spills_while_the_others_have_room_is_crowded(

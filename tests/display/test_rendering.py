@@ -45,7 +45,7 @@ def test_a_script_that_reads_json_finds_exactly_the_promised_keys() -> None:
     (found,) = whole["clusters"]
     assert list(whole) == ["clusters"]
     assert list(found) == [
-        *("name", "state", "backend", "created_at", "idle_timeout_s", "idle_s", "requested", "adapt"),
+        *("name", "state", "backend", "created_at", "idle_timeout_s", "idle_s", "requested", "adapt", "tls"),
         *("scheduler", "workers", "dashboard_link", "usage", "events"),
     ]
     assert found["created_at"] == "2026-01-31T12:00:00Z"

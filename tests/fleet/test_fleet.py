@@ -63,9 +63,9 @@ def make_settings(directory, **fields):
     settings = Settings(
         n_workers=2, name="default", cpu=1.5, memory_gib=4, gpu=1, processes=1, scheduler_cpu=1, scheduler_memory_gib=2,
         scheduler_here=False, adapt=None, wait=None, timeout_s=300, idle_timeout_s=3600, env={"A": "1"},
-        dashboard_port=None, local=False, tls=True, background=False, client="client", cluster="cluster",
-        state_directory=directory, python="python3", launch_options={"scheduler": {}, "workers": {}}, max_workers=500,
-        dashboard_link="{app_url}/status",
+        dashboard_port=None, local=False, tls=True, dashboard=True, background=False, client="client",
+        cluster="cluster", state_directory=directory, python="python3",
+        launch_options={"scheduler": {}, "workers": {}}, max_workers=500, dashboard_link="{app_url}/status",
     )  # fmt: skip
     return replace(settings, **fields)
 

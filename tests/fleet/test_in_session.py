@@ -112,7 +112,7 @@ def test_copies_end_with_their_parent(tmp_path: Path) -> None:
 async def pages(after_s: float, wait_s: float, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str, bytes]]:
     """Status, final address and text of pages that are asked for together, some time after a scheduler's start."""
     monkeypatch.setattr(in_session, "DASHBOARD_AFTER_S", after_s)
-    scheduler_class = in_session.scheduler_with_a_late_dashboard(Scheduler)
+    scheduler_class = in_session.scheduler_with_a_late_dashboard(Scheduler, lambda: None)
     async with scheduler_class(
         host="127.0.0.1", port=0, dashboard=True, dashboard_address="127.0.0.1:0", http_prefix=""
     ) as scheduler:
@@ -140,7 +140,7 @@ def test_whoever_asks_gets_the_dashboard_whether_it_is_there_yet_or_not(
 
 def test_who_has_to_wait_is_sent_on_below_the_path_of_a_proxy() -> None:
     async def location(path: str) -> str:
-        scheduler_class = in_session.scheduler_with_a_late_dashboard(Scheduler)
+        scheduler_class = in_session.scheduler_with_a_late_dashboard(Scheduler, lambda: None)
         async with scheduler_class(
             host="127.0.0.1", port=0, dashboard=True, dashboard_address="127.0.0.1:0", http_prefix=""
         ) as scheduler:

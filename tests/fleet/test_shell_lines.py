@@ -25,8 +25,9 @@ def make_settings(**fields):
         n_workers=2, name="default", cpu=2, memory_gib=4, gpu=0, processes=1, scheduler_cpu=1, scheduler_memory_gib=2,
         scheduler_here=False, adapt=None,
         wait=None, timeout_s=300, idle_timeout_s=3600, env={}, dashboard_port=None, local=False, tls=True,
-        background=False, client="client", cluster="cluster", state_directory=Path("/nowhere"), python=sys.executable,
-        launch_options={"scheduler": {}, "workers": {}}, max_workers=500, dashboard_link="{app_url}/status",
+        dashboard=True, background=False, client="client", cluster="cluster", state_directory=Path("/nowhere"),
+        python=sys.executable, launch_options={"scheduler": {}, "workers": {}}, max_workers=500,
+        dashboard_link="{app_url}/status",
     )  # fmt: skip
     return replace(settings, **fields)
 

@@ -141,6 +141,10 @@ def test_a_paused_worker_is_said_with_what_it_waits_for() -> None:
         "worker ab12 holds most of the data; it has 2.4 GiB and spills to disk, the others have 102 MiB on average: "
         "spread it with client.rebalance(), and let Dask choose where tasks and scattered data go (no workers=)"
     )
+    assert memory_words(replace(paused, kind="cramped", scratch_bytes=GIB)) == (
+        "worker ab12 has 1 GiB of disk for scratch space, less than memory; what it spills, or keeps for a shuffle, "
+        "may find no room: Dask's setting temporary-directory names another disk"
+    )
     assert memory_words(replace(paused, kind="stuck")) == (
         "worker ab12 is stuck; it is paused at 1.3 of 1.6 GiB and runs nothing, because earlier tasks left 1.2 GiB "
         "behind, as a leak does, which Dask can neither spill nor free: restart it (in the panel, or "

@@ -91,7 +91,7 @@ class World:
         self.workspace = Workspace()
         self.registry = Registry(directory)
         self.settings: Settings = replace(
-            make_settings(name="x"), tls=False, state_directory=directory, timeout_s=30.0, local=False
+            make_settings(name="x", no_tls=True), state_directory=directory, timeout_s=30.0, local=False
         )
         self.pids = itertools.count(1)
         self.kernels = [Kernel("k1", next(self.pids)), Kernel("k1", next(self.pids)), Kernel("k2", next(self.pids))]

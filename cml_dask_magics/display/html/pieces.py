@@ -22,6 +22,7 @@ from cml_dask_magics.display.words import (
     format_at,
     format_percent,
     latest_events,
+    no_tls_warning,
     totals,
     trouble_words,
     utc_now,
@@ -89,7 +90,7 @@ def links(status: ClusterStatus, dress: Dress) -> str:
 
 def advice(status: ClusterStatus, sums: Totals, dress: Dress) -> str:
     """What is wrong with the cluster and its workers, and what helps; empty if nothing is wrong."""
-    said = filter(None, (advice_words(status, sums), trouble_words(status)))
+    said = filter(None, (no_tls_warning(status), advice_words(status, sums), trouble_words(status)))
     return "".join(f"<div{dress('advice')}>{text(words)}</div>" for words in said)
 
 
