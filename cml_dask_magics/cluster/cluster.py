@@ -43,9 +43,10 @@ from cml_dask_magics.fleet.sizes import check_number, expected_limit_bytes, most
 from cml_dask_magics.fleet.supervisor import Seen, Supervisor, Todo
 from cml_dask_magics.fleet.troubles import Troubles
 from cml_dask_magics.model.lifecycle import cluster_state
-from cml_dask_magics.model.settings import Settings, as_typed, make_settings
+from cml_dask_magics.model.settings import Settings, as_typed, make_settings, too_many
 from cml_dask_magics.model.status import ClusterState, ClusterStatus, Ended, StatusCallback, WorkerFigures
 from cml_dask_magics.model.times import USUAL, Times
+from cml_dask_magics.model.words import short
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.registry.certificates import read_security
 from cml_dask_magics.registry.registry import GoneError, Registry
@@ -635,10 +636,10 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         if cores is not None:
             asked += f" and cores={cores!r}"
         n = max([n, *self._sessions_with(cores, memory, math.ceil)])
-        if isinstance(n, bool) or not isinstance(n, numbers.Integral) or not 0 <= n <= most:
-            raise ValueError(
-                f"n must be a whole number of workers from 0 to {most} (the setting max-workers); not {asked}"
-            )
+        if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 0:
+            raise ValueError(f"n must be a whole number of workers from 0 to {most}; not {asked}")
+        if n > most:
+            raise ValueError(f"n must be {too_many(min(int(n), 10**9), self.settings)}")
         self._check_room(int(n))
         self._stop_adapting()
         return self._run(self.scaler.to(int(n)))
@@ -819,7 +820,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         if not addresses:
             raise RuntimeError(f"no worker of session {session} is connected to cluster {self.name!r}")
         if failures := await self._scheduler.restart(addresses):
-            raise RuntimeError(f"not every worker of session {session} was restarted: {', '.join(failures)}")
+            why = ", ".join(map(short, failures))
+            raise RuntimeError(f"not every worker of session {session} was restarted: {why}")
         one = len(addresses) == 1
         what = f"the {'worker' if one else f'{len(addresses)} workers'} of session {session}"
         await asyncio.to_thread(self._fleet.journal.log, f"{what} {'was' if one else 'were'} restarted")

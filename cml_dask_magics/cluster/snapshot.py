@@ -23,6 +23,9 @@ from cml_dask_magics.model.status import (
     WorkerFigures,
 )
 from cml_dask_magics.model.trouble import SHOWN_S
+from cml_dask_magics.model.words import cut
+
+_MESSAGE_LENGTH = 4000  # longer than what anybody writes; a record may hold anything
 
 
 def snapshot(
@@ -89,7 +92,7 @@ def snapshot(
         trouble=_current(record.trouble, connected),
         tls=fleet.settings.tls,
         usage=fleet.usage(),
-        events=tuple(Event(utc(at), message) for at, message in record.events),
+        events=tuple(Event(utc(at), cut(message, _MESSAGE_LENGTH)) for at, message in record.events),
     )
 
 
@@ -158,7 +161,7 @@ def _current(trouble: TroubleRecord | None, connected: Mapping[str, Sequence[Wor
         paused = {worker.name for workers in connected.values() for worker in workers if worker.is_paused}
         if trouble.paused not in paused:
             return ""
-    return trouble.message
+    return cut(trouble.message, _MESSAGE_LENGTH)
 
 
 def dashboard_link(fleet: Fleet, dasks_own: str) -> str:

@@ -12,7 +12,7 @@ from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.pending import why_pending
 from cml_dask_magics.model.record import Role
-from cml_dask_magics.model.words import counted
+from cml_dask_magics.model.words import counted, short
 from cml_dask_magics.platforms.pool import Launched
 from cml_dask_magics.registry.liveness import scheduler_address
 from cml_dask_magics.registry.start_times import note_start
@@ -106,7 +106,7 @@ class Start:
             await asyncio.wait_for(self._connect(address), fleet.times.connect_s)
         except (OSError, TimeoutError, asyncio.TimeoutError) as error:
             raise RuntimeError(
-                f"the scheduler of cluster {name!r} does not answer at {address} ({error or 'timed out'}); "
+                f"the scheduler of cluster {name!r} does not answer at {address} ({short(error) or 'timed out'}); "
                 f"%dask_down {name} clears what is left, %dask_up --name {name} then starts it anew"
             ) from error
         fleet.watch()

@@ -1,18 +1,9 @@
-"""Makes text and addresses from elsewhere safe to show."""
+"""Makes addresses from elsewhere safe to show."""
 
 from __future__ import annotations
 
 import re
 from urllib.parse import urlsplit
-
-
-def clean(text: str) -> str:
-    """Make text safe to print: replaces control and direction characters, except line ends."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() or c == "\n" else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
 
 
 def safe_url(url: str | None) -> str | None:

@@ -10,7 +10,6 @@ from io import StringIO
 from rich.cells import cell_len
 
 from cml_dask_magics.display.listing import Wanted, choose
-from cml_dask_magics.display.safe import clean
 from cml_dask_magics.display.words import (
     NO_VALUE,
     SIGNS,
@@ -32,7 +31,7 @@ from cml_dask_magics.display.words import (
     workers_words,
 )
 from cml_dask_magics.model.status import ClusterStatus, SessionStatus, WorkerFigures
-from cml_dask_magics.model.words import unit
+from cml_dask_magics.model.words import clean, unit
 
 NO_CLUSTER = "No cluster is running. %dask_up starts one."
 

@@ -8,9 +8,16 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Literal, NamedTuple
 
-from cml_dask_magics.display.safe import clean
 from cml_dask_magics.model.status import ClusterStatus, Ended, Event, SessionState, SessionStatus, WorkerFigures
-from cml_dask_magics.model.words import format_bytes, format_memory, no_tls_words, plural, unit
+from cml_dask_magics.model.words import (
+    clean,
+    disowned_words,
+    format_bytes,
+    format_memory,
+    no_tls_words,
+    plural,
+    unit,
+)
 
 Kind = Literal["ended", "failed"]
 """How a cluster ended."""
@@ -243,14 +250,15 @@ def latest_events(events: Sequence[Event], limit: int = MAX_EVENTS) -> list[Even
 
 
 def ended_words(ended: Ended, peak_memory_bytes: int = 0) -> str:
-    """The summary of a stopped cluster, in one sentence."""
+    """The summary of a stopped cluster."""
     usage = ended.usage
     gpu = f", {usage.gpu_hours:.2f} GPU-hours" if usage.gpu_hours else ""
     peak = f"; {format_bytes(peak_memory_bytes)} of memory at most" if peak_memory_bytes else ""
+    others = f" {disowned_words(ended.disowned)}." if ended.disowned else ""
     return (
         f"Stopped cluster {ended.name!r}: {plural(ended.sessions, 'session')} "
         f"after {format_duration_s(ended.uptime_s)}; "
-        f"used {usage.core_hours:.2f} core-hours, {usage.gib_hours:.2f} GiB-hours{gpu}{peak}."
+        f"used {usage.core_hours:.2f} core-hours, {usage.gib_hours:.2f} GiB-hours{gpu}{peak}.{others}"
     )
 
 

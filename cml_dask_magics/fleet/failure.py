@@ -7,10 +7,12 @@ from collections.abc import Collection, Iterator
 
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.pending import why_pending
+from cml_dask_magics.model.words import cut
 
 _SHOWN_SESSIONS = 10
 _SHOWN_LINES = 8
 _READ_LINES = 500
+_LINE_LENGTH = 500
 _ERROR = re.compile(r"(\w+\.)*\w*(Error|Exception)\b.*:")
 
 
@@ -82,6 +84,7 @@ def _printed(fleet: Fleet, session: str) -> str:
     lines = fleet.tail(session, _READ_LINES)
     if not lines:
         return "; it printed nothing"
+    lines = [cut(line, _LINE_LENGTH) for line in lines]
     last = lines[-_SHOWN_LINES:]
     # Later errors are often consequences of the first one, which may be far above the last lines.
     first_error = next((line.strip() for line in lines if _ERROR.match(line)), None)

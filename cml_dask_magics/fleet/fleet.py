@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cml_dask_magics.fleet.launches import Launches
 from cml_dask_magics.fleet.orphans import Orphans
+from cml_dask_magics.fleet.proof import Proof
 from cml_dask_magics.fleet.shell_lines import session_reader
 from cml_dask_magics.model.lifecycle import (
     SessionInfo,
@@ -27,13 +28,22 @@ from cml_dask_magics.model.record import Record, Role, SessionRecord
 from cml_dask_magics.model.settings import Settings
 from cml_dask_magics.model.status import Ended, SessionState, Usage
 from cml_dask_magics.model.times import USUAL, Times
+from cml_dask_magics.model.words import disowned_words
+from cml_dask_magics.platforms.api import PlatformError
 from cml_dask_magics.platforms.pool import Launched, SessionPool
 from cml_dask_magics.registry.files import rename
 from cml_dask_magics.registry.journal import Journal
 from cml_dask_magics.registry.kernels import this_kernel
 from cml_dask_magics.registry.liveness import Liveness, answers, liveness, scheduler_address
 from cml_dask_magics.registry.registry import GoneError, Registry, RegistryError
-from cml_dask_magics.registry.run_folder import FORMER_SCHEDULER_FILE, LOG_SUFFIX, LOGS, SCHEDULER_FILE, read_tail
+from cml_dask_magics.registry.run_folder import (
+    FORMER_SCHEDULER_FILE,
+    LOG_SUFFIX,
+    LOGS,
+    SCHEDULER_FILE,
+    read_tail,
+    unknown_launches,
+)
 from cml_dask_magics.registry.start_times import usual_start_s
 
 Change = Callable[[Record], Record]
@@ -65,8 +75,11 @@ class Fleet:
     journal : Journal
     launches : Launches
     orphans : Orphans
+    proof : Proof
     notes : tuple of str
         For the user: how the settings were changed to fit the platform.
+    disowned : set of str
+        Sessions that stood in the record, and were not stopped, because nothing showed that they are the cluster's.
     usual_start_s : float or None
         How long starts on this platform usually take.
     """
@@ -79,7 +92,9 @@ class Fleet:
         self.journal = Journal(registry, record, this_kernel(pool.platform.session))
         self.launches = Launches(self.journal, pool, settings, times)
         self.orphans = Orphans(self.journal, pool, self.launches, times)
+        self.proof = Proof(self.journal, pool, times)
         self.notes: tuple[str, ...] = ()
+        self.disowned: set[str] = set()
         # Read once: a start that is under way does not change it.
         self.usual_start_s = usual_start_s(registry.directory, record.backend)
         self._infos: dict[str, SessionInfo] = {}
@@ -136,7 +151,7 @@ class Fleet:
     def watch(self) -> None:
         """Follow the platform's listing until `unwatch`."""
         if self._unwatch is None:
-            self._unwatch = self.pool.watch(self.visible, self.observe)
+            self._unwatch = self.pool.watch(self.visible, self.observe, self.proof.of)
 
     def unwatch(self) -> None:
         """Stop following the listing."""
@@ -182,6 +197,7 @@ class Fleet:
 
     def note_connected(self, connected: Collection[str], memory_bytes: Mapping[str, int]) -> None:
         """Put on record which sessions' workers are connected, and the memory that a session has by its workers."""
+        self.proof.note_connected(connected)
         if all(s.connected_at is not None or s.id not in connected for s in self.record.sessions):
             return
         now = time.time()
@@ -266,15 +282,51 @@ class Fleet:
             return
         self.withdraw(ids)
         visible = set(self.visible())
-        left = self.pool.stop(ids, visible=visible, timeout_s=self.times.stop_s)
-        gone = set(ids) - set(left)
-        self.observe({session: SessionInfo(session, "ended", "stopped") for session in gone & visible})
+        stopped, left = self._stop_ours(set(ids), time.monotonic() + self.times.stop_s)
+        self.observe({session: SessionInfo(session, "ended", "stopped") for session in stopped & visible})
         # The end of the others cannot be seen here. They stay on record, for a kernel that can see it, or for `end`.
-        if gone - visible:
+        if stopped - visible:
             now = time.time()
-            self._change_sessions(gone - visible, lambda session: replace(session, ended_at=now))
+            self._change_sessions(stopped - visible, lambda session: replace(session, ended_at=now))
         if left:
             raise StillUpError(self._still_up(left))
+        self._disown(set(ids) - stopped)
+
+    def _stop_ours(self, ids: Set[str], deadline: float) -> tuple[set[str], dict[str, str]]:
+        """Stop those of some sessions on record that are the cluster's.
+
+        Returns
+        -------
+        set of str
+            Those that have ended. What is left is not the cluster's, if all have.
+        dict
+            The platform's answer for those that have not ended.
+        """
+        stopped: set[str] = set()
+        try:
+            while True:
+                ours = self.proof.may_be_stopped(ids - stopped)
+                timeout_s = max(1.0, deadline - time.monotonic())
+                left = self.pool.stop(ours, visible=set(self.visible()), timeout_s=timeout_s)
+                stopped |= ours - set(left)
+                self.disowned -= stopped
+                if left or not self.proof.wait_for(ids - stopped, deadline):
+                    return stopped, left
+        except PlatformError as error:
+            return stopped, dict.fromkeys(ids - stopped, str(error))
+
+    def _disown(self, sessions: Collection[str]) -> None:
+        """Take sessions off the record of which nothing shows that they are the cluster's."""
+        if not sessions:
+            return
+
+        def change(record: Record) -> Record:
+            kept = tuple(session for session in record.sessions if session.id not in sessions)
+            # If one of them is ours after all, its log will tell.
+            return replace(record, sessions=kept, launching=(*record.launching, unknown_launches(record)))
+
+        self.disowned |= set(sessions)
+        self.journal.note(lambda record: change(record).with_event(disowned_words(sessions)))
 
     def finish_stopping(self) -> None:
         """Stop sessions that should have ended long ago: a kernel died while it stopped them, or they did not stop.
@@ -334,13 +386,14 @@ class Fleet:
         stopped: set[str] = set()
         while True:
             record = self.orphans.take_in(record, self.orphans.unaccounted(record) - stopped)
-            ids = {session.id for session in record.sessions}
-            timeout_s = max(1.0, deadline - time.monotonic())
-            left = self.pool.stop(ids, visible=set(self.visible()), timeout_s=timeout_s)
+            ids = {session.id for session in record.sessions} - stopped
+            ended, left = self._stop_ours(ids, deadline)
+            stopped |= ended
             if left:
                 self.journal.log(f"did not stop: {', '.join(sorted(left))}")
                 raise StillUpError(self._still_up(left))
-            stopped |= ids
+            self._disown(ids - ended)
+            record = self.record
             suspects_left = self.orphans.wait_for_suspects(suspects - stopped, record, deadline)
             with contextlib.suppress(RegistryError):
                 if self.journal.refresh():  # another kernel may have launched more
@@ -381,7 +434,13 @@ class Fleet:
         )
 
     def _ended(self, record: Record, sessions: int) -> Ended:
-        return Ended(record.name, sessions, max(0.0, time.time() - record.created_at), usage(record))
+        return Ended(
+            record.name,
+            sessions,
+            max(0.0, time.time() - record.created_at),
+            usage(record),
+            tuple(sorted(self.disowned)),
+        )
 
 
 def end_words(session: str, role: Role, status: str) -> str:

@@ -17,7 +17,7 @@ import dask.config
 
 from cml_dask_magics.fleet.shell_lines import worker_nthreads
 from cml_dask_magics.model.settings import SECTION, Settings
-from cml_dask_magics.registry.files import write_private
+from cml_dask_magics.registry.files import read_private, write_private
 from cml_dask_magics.registry.run_folder import SESSION_DATA, SESSION_GUARDS, SESSION_KEEPER, SESSION_PROGRAM
 
 # For the kernel alone: its client, addresses of its other clusters, our settings (with the values of --env).
@@ -75,13 +75,15 @@ def renew_program(folder: Path, settings: Settings) -> None:
     """
     programs, data = _programs(), folder / SESSION_DATA
     try:
-        if all((folder / name).read_text(encoding="utf-8") == program for name, program in programs.items()):
+        if all(read_private(folder / name) == program for name, program in programs.items()):
             return
     except (OSError, ValueError):  # another release's
         pass
     try:
-        inherited = json.loads(data.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # it had none
+        inherited = json.loads(read_private(data))
+        if not isinstance(inherited, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError, RecursionError):  # it had none
         write_inheritance(folder, settings)
         return
     write_private(data, json.dumps(inherited | _sizes(settings)))

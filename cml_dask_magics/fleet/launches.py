@@ -16,6 +16,7 @@ from cml_dask_magics.model.lifecycle import is_planned
 from cml_dask_magics.model.record import Launch, Record, Role, SessionRecord
 from cml_dask_magics.model.settings import Settings
 from cml_dask_magics.model.times import Times
+from cml_dask_magics.model.words import hidden
 from cml_dask_magics.platforms.pool import Launched, SessionPool
 from cml_dask_magics.registry.journal import Journal
 from cml_dask_magics.registry.kernels import kernel_may_live
@@ -128,6 +129,9 @@ class Launches:
             renew_program(self._journal.folder, self.settings)
             request = self._request(role)
             launched = self._pool.launch(intent.n, **request)
+            secrets_of_env = self.settings.env.values()
+            refusals = tuple(hidden(words, secrets_of_env) for words in launched.refusals)
+            launched = replace(launched, refusals=refusals)
             self.suspects |= set(launched.suspects)
             self._refusals += [(role, words) for words in launched.refusals]
             self._write_down(intent, request, launched, automatic, requested)

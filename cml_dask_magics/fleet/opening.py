@@ -32,7 +32,7 @@ from cml_dask_magics.registry.certificates import write_certificates
 from cml_dask_magics.registry.files import write_private
 from cml_dask_magics.registry.kernels import this_kernel
 from cml_dask_magics.registry.registry import NameTakenError, Registry
-from cml_dask_magics.registry.run_folder import SCHEDULER_FILE
+from cml_dask_magics.registry.run_folder import SCHEDULER_FILE, uses_tls
 
 _pools: dict[tuple[str, Path], SessionPool] = {}
 
@@ -124,7 +124,7 @@ def open_fleet(registry: Registry, name: str, times: Times = USUAL) -> Fleet | N
             f"cluster {name!r} was launched on {record.backend}, which this kernel cannot reach; "
             "look at it or stop it from a session of its project"
         )
-    settings = settings_of(record) or make_settings(name=name)
+    settings = settings_of(record, registry.run_folder(record)) or make_settings(name=name)
     return Fleet(registry, _pool(platform, root, times), record, settings, times)
 
 
@@ -169,12 +169,13 @@ def _notes_on(asked: Settings, fitting: Settings, spelled: Spelling) -> list[str
     return notes
 
 
-def settings_of(record: Record) -> Settings | None:
+def settings_of(record: Record, run_folder: Path) -> Settings | None:
     """The cluster's settings; None if the record was salvaged, or is another release's."""
     try:
-        return settings_from_json(record.settings)
+        settings = settings_from_json(record.settings)
     except TypeError:
         return None
+    return replace(settings, name=record.name, tls=uses_tls(record, run_folder))
 
 
 def _pool(platform: Platform, directory: Path, times: Times) -> SessionPool:

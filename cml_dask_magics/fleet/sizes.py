@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from cml_dask_magics.fleet.in_session import room_bytes, worker_limit_bytes
-from cml_dask_magics.model.settings import Settings, Spelling
+from cml_dask_magics.model.settings import Settings, Spelling, too_many
 from cml_dask_magics.model.words import counted
 from cml_dask_magics.platforms.api import Platform
 
@@ -40,7 +40,7 @@ def check_number(n: int, settings: Settings, platform: Platform) -> None:
         If it has not, or ``max-workers`` is less.
     """
     if n > settings.max_workers:
-        raise ValueError(f"N must be at most {settings.max_workers} (the setting max-workers of its start); not {n}")
+        raise ValueError(f"N must be {too_many(n, settings)}")
     most = most_sessions(settings, platform)
     if n > most:
         raise ValueError(

@@ -11,6 +11,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic_arguments import MagicArgumentParser
 
 from cml_dask_magics.model.settings import OPTIONS
+from cml_dask_magics.model.words import cut
 
 _DURATIONS = "|".join(f"--{option.name}" for option in OPTIONS if option.metavar == "DURATION")
 
@@ -57,10 +58,15 @@ class LineParser:
         UsageError
             For bad input; IPython shows it as one line, without a traceback.
         """
+        if "\0" in line:
+            raise UsageError(f"%{self.name}: the line has a NUL character (\\0) in it; type it anew")
+        # Then what is wrong may be a part of a secret.
+        shows = "--env" not in line
         try:
             words = shlex.split(line)
         except ValueError as error:
-            raise UsageError(f"%{self.name}: {error} in {line!r}") from None
+            where = cut(repr(line), 200) if shows else "the line, which is not shown, because it has --env"
+            raise UsageError(f"%{self.name}: {error} in {where}") from None
         joined = self._joined(words)
         if "-h" in joined or "--help" in joined:
             return None
@@ -68,9 +74,15 @@ class LineParser:
             arguments, unknown = self._parser.parse_known_args(joined)
         except UsageError as error:
             raise UsageError(f"{error}; %{self.name}? says how") from None
+        number = getattr(arguments, "n_workers", None) or "0"
+        if not shows and (unknown or not re.fullmatch(r"[-+]?[0-9][0-9.]*", number)):
+            raise UsageError(
+                f"%{self.name} cannot read the line, which is not shown, because it has --env; a value with spaces in "
+                f"it needs quotes, and %{self.name}? lists what there is"
+            )
         if unknown:
             kind = "option" if unknown[0].startswith("-") else "argument"
-            raise UsageError(f"unknown {kind} {unknown[0]!r}; %{self.name}? lists what there is")
+            raise UsageError(f"unknown {kind} {cut(repr(unknown[0]), 200)}; %{self.name}? lists what there is")
         return arguments
 
     def _joined(self, words: list[str]) -> list[str]:

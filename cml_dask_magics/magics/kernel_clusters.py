@@ -19,10 +19,9 @@ from cml_dask_magics.display.words import Kind, ended_words
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.opening import open_fleet, settings_of, what_fits
 from cml_dask_magics.model.lifecycle import cluster_state
-from cml_dask_magics.model.record import Record
 from cml_dask_magics.model.settings import OPTIONS, Settings, as_typed
 from cml_dask_magics.model.status import ClusterStatus, Ended, StatusCallback
-from cml_dask_magics.model.words import counted
+from cml_dask_magics.model.words import counted, short
 from cml_dask_magics.platforms.api import PlatformError
 from cml_dask_magics.registry.registry import NameTakenError, Registry
 from cml_dask_magics.registry.run_folder import read_tail, session_logs
@@ -83,9 +82,8 @@ class KernelClusters:
         if cluster is None:
             fleet = _opened(settings.state_directory, settings.name)
             if fleet is None or fleet.liveness() == "silent":
-                lost = fleet.record if fleet is not None else None
                 try:
-                    return self._started(settings, lost, on_status)
+                    return self._started(settings, fleet, on_status)
                 except NameTakenError:  # another kernel claimed the name at the same instant
                     pass
             cluster = self._held[key] = CMLCluster.from_name(settings.name, shutdown_on_close=True)
@@ -132,10 +130,10 @@ class KernelClusters:
         for each in on_record if name is None else [name]:
             try:
                 status = self._status((state_directory, each))
-            except RuntimeError as error:
+            except (RuntimeError, OSError, ValueError, ArithmeticError) as error:  # one hides no other
                 if name is not None:
                     raise
-                problems.append(str(error))
+                problems.append(f"cluster {each!r}: {short(error)}" if each not in str(error) else str(error))
             else:
                 found += [status] if status is not None else []
         return found, problems
@@ -214,12 +212,13 @@ class KernelClusters:
             follow=follow,
         )
 
-    def _started(self, settings: Settings, lost: Record | None, on_status: StatusCallback | None) -> Up:
+    def _started(self, settings: Settings, lost: Fleet | None, on_status: StatusCallback | None) -> Up:
         key = settings.state_directory, settings.name
         notes = [words] if (words := self._why_detached.pop(key, "")) else []
         # A cluster that somebody began to stop is not lost.
-        if lost is not None and lost.state != "stopping" and (before := settings_of(lost)) is not None:
-            settings = _as_before(settings, replace(before, n_workers=lost.requested, adapt=lost.adapt))
+        record = lost.record if lost is not None and lost.record.state != "stopping" else None
+        if lost is not None and record is not None and (before := settings_of(record, lost.folder)) is not None:
+            settings = _as_before(settings, replace(before, n_workers=record.requested, adapt=record.adapt))
             notes.append(
                 f"cluster {settings.name!r} was lost; it was started anew with the settings that it had "
                 f"({counted(settings.n_workers, settings.processes)}; {settings.cpu:g} cores and "

@@ -17,6 +17,7 @@ from IPython.core.getipython import get_ipython
 from cml_dask_magics.magics.command_line import LineParser, down_parser, status_parser, up_parser
 from cml_dask_magics.magics.notice import cluster_names, notice
 from cml_dask_magics.model.settings import Settings, as_typed, make_settings
+from cml_dask_magics.model.words import clean
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -87,7 +88,7 @@ class DaskMagics:
                 try:
                     ended = kernel_clusters.down(directory, _settings(name=name).name)
                 except RuntimeError as error:  # go on with the others
-                    failures.append(str(error))
+                    failures.append(clean(str(error)))
                 except KeyboardInterrupt:
                     print(interrupted_words(directory, name), file=sys.stderr)
                     raise KeyboardInterrupt from None
@@ -114,12 +115,10 @@ class DaskMagics:
                 _print_logs(kernel_clusters.logs(directory, settings.name, typed.logs or None))
                 return
             statuses, problems = kernel_clusters.statuses(directory, typed.name)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             raise _user_error(error) from None
         for problem in problems:
-            print(problem, file=sys.stderr)
+            print(clean(problem), file=sys.stderr)
         if typed.name is not None and not statuses:
             there_are = kernel_clusters.names(directory)
             known = f"there are: {', '.join(there_are)}" if there_are else "no cluster is running"
@@ -135,7 +134,7 @@ class DaskMagics:
         from cml_dask_magics.display.screens import in_notebook
 
         for note in up.notes:
-            print(note, file=sys.stderr)
+            print(clean(note), file=sys.stderr)
         if not in_notebook(self.shell):
             link = up.cluster.dashboard_link
             print(f"Cluster {up.cluster.name!r} {up.done}: {up.cluster!r}" + (f"\nDashboard: {link}" if link else ""))
@@ -146,7 +145,8 @@ class DaskMagics:
         if up.cluster.wait_until_started():
             self.shell.push({variable: kernel_clusters.client(up.cluster)})
         else:
-            print(up.cluster.failure or f"Cluster {up.cluster.name!r} was stopped while it started.", file=sys.stderr)
+            failure = up.cluster.failure or f"Cluster {up.cluster.name!r} was stopped while it started."
+            print(clean(str(failure)), file=sys.stderr)
 
     def _completer(self, parser: LineParser) -> Any:
         def complete(_shell: Any, event: Any) -> list[str]:
@@ -217,7 +217,8 @@ def _the_one(names: list[str]) -> list[str]:
 
 
 def _user_error(error: Exception) -> Exception:
-    return UsageError(str(error)) if isinstance(error, ValueError) else RuntimeError(str(error))
+    words = clean(str(error))
+    return UsageError(words) if isinstance(error, ValueError) else RuntimeError(words)
 
 
 def _print_logs(logs: dict[str, list[str]]) -> None:

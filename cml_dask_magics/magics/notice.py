@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from cml_dask_magics.model.settings import PRIVATE_FOLDER, state_directory
-from cml_dask_magics.model.words import no_tls_words
+from cml_dask_magics.model.words import clean, no_tls_words
 
 _TIMEOUT_S = 0.3
 
@@ -20,6 +20,7 @@ def notice() -> str:
         # Imported here to keep `%load_ext` quick: most users have no cluster running.
         from cml_dask_magics.registry.liveness import liveness
         from cml_dask_magics.registry.registry import Registry
+        from cml_dask_magics.registry.run_folder import uses_tls
 
         registry = Registry(directory)
         running: list[str] = []
@@ -29,17 +30,18 @@ def notice() -> str:
             if _is_held(directory, name):
                 continue
             try:
-                record = registry.read(name)
+                record = registry.peek(name)
             except RuntimeError:  # %dask_up and %dask_down show the reason
                 silent.append(name)
                 continue
             if record is not None:
-                answers = liveness(record, registry.run_folder(record), _TIMEOUT_S) != "silent"
+                run = registry.run_folder(record)
+                answers = liveness(record, run, _TIMEOUT_S) != "silent"
                 (running if answers else silent).append(name)
-                if answers and record.settings.get("tls") is False:
+                if answers and not uses_tls(record, run):
                     open_doors.append(f"{name} runs without TLS: {no_tls_words(record.backend == 'local')}")
     except (RuntimeError, ValueError, OSError) as error:
-        return f"cml-dask-magics cannot tell whether clusters of yours are still running: {error}"
+        return f"cml-dask-magics cannot tell whether clusters of yours are still running: {clean(str(error))}"
     parts = []
     if running:
         first = running[0]

@@ -18,6 +18,7 @@ KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED_ENV = ("CDSW_", "CML_DASK_")
 LAUNCH_ARGUMENTS = frozenset({"n", "cpu", "memory", "nvidia_gpu", "code", "script", "env", "name"})
 _LAUNCHED = ("scheduler", "workers")
+_MOST = 10**9  # of anything that is counted
 _LAUNCH_OPTIONS = (
     "a mapping of keywords for launch_workers, such as {accelerator_label_id: 2}, those for one alone under "
     "scheduler: or workers:"
@@ -34,7 +35,7 @@ def _number(value: Any, allowed: str, low: float, high: float) -> float:
     return number
 
 
-def integer(allowed: str, low: int, high: int = 10**9) -> Callable[[Any], int]:
+def integer(allowed: str, low: int, high: int = _MOST) -> Callable[[Any], int]:
     """A reader of whole numbers."""
 
     def read(value: Any) -> int:
@@ -111,7 +112,7 @@ def adapt(value: Any) -> tuple[int, int] | None:
         low, high = 1, 0
     if isinstance(value, int):  # YAML's sexagesimals: an unquoted 2:10 is 130
         raise ValueError("MIN:MAX workers, in quotes in a YAML file, such as '2:10'")
-    if not 0 <= low <= high or high < 1:
+    if not 0 <= low <= high <= _MOST or high < 1:
         raise ValueError("MIN:MAX workers with 0 <= MIN <= MAX and MAX at least 1, such as 2:10")
     return low, high
 
@@ -127,19 +128,20 @@ def env(value: Any) -> dict[str, str]:
         raise ValueError(f"a mapping, or a list of {allowed}")
     found = {}
     for pair in pairs:
-        # The value may be a secret, so messages name only the key.
+        # What was given may be a secret, so messages do not show it.
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError(allowed)
         key, given = pair
         if not isinstance(key, str) or not KEY.fullmatch(key):
             raise ValueError(allowed)
         if key.startswith(_RESERVED_ENV):
-            raise ValueError(f"KEY=VALUE, KEY not starting with {' or '.join(_RESERVED_ENV)} (the platform's own)")
+            reserved = " or ".join(_RESERVED_ENV)
+            raise ValueError(f"KEY=VALUE, KEY not starting with {reserved} (the platform's own), as {key[:80]} does")
         text = os.environ.get(key) if given is None else str(given)
-        if text is None:
-            raise ValueError(f"KEY=VALUE, or KEY alone for a variable of this kernel, and it has no {key}")
+        if text is None:  # which may be a secret, typed without its KEY
+            raise ValueError("KEY=VALUE, or KEY alone for a variable of this kernel, which has none of that name")
         if "\0" in text:
-            raise ValueError(allowed)
+            raise ValueError("KEY=VALUE without a NUL character")
         found[key] = text
     return found
 
@@ -170,7 +172,7 @@ def python(value: Any) -> str:
     if value is None:
         return sys.executable
     if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("the path of a Python interpreter")
+        raise ValueError("the path of a Python interpreter, without a NUL character")
     return os.path.expanduser(value)  # noqa: PTH111 - a bare "python3" must stay a bare name
 
 
@@ -197,4 +199,6 @@ def template(value: Any) -> str:
         value.format(app_url="https://session.example", session="session", domain="example")
     except (AttributeError, LookupError, TypeError, ValueError):
         raise ValueError("a template over {app_url}, {session} and {domain}, such as '{app_url}/status'") from None
+    if not str(value).isprintable():
+        raise ValueError("a template without control characters")
     return str(value)

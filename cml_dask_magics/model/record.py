@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Annotated, Any, Literal
 
@@ -18,11 +18,15 @@ import msgspec
 RECORD_VERSION = 2
 _READ_VERSIONS = (1, 2)  # the settings of version 1 also held what belongs to one call
 NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+# A session's id, wherever it comes from: it becomes the name of a file.
+SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _KEPT_EVENTS = 50
 
-_Id = Annotated[str, msgspec.Meta(min_length=1)]
+_Id = Annotated[str, msgspec.Meta(pattern=rf"\A{SESSION.pattern}\Z")]
 _Name = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME.pattern}\Z")]
+_Word = Annotated[str, msgspec.Meta(max_length=2000)]
 _Number = Annotated[float, msgspec.Meta(ge=0, lt=1e15)]  # and so never infinite
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=10**9)]
 _Moment = Annotated[float, msgspec.Meta(ge=0, lt=2e11)]  # seconds since the epoch, in a year that dates have
 Role = Literal["scheduler", "worker"]
 RecordState = Literal["starting", "running", "stopping", "lost"]
@@ -44,14 +48,14 @@ class SessionRecord:
     role: Role
     cpu: _Number
     memory_gib: _Number
-    gpu: int
+    gpu: _Count
     launched_at: _Moment
-    launched_from: str = ""
+    launched_from: _Word = ""
     running_at: _Moment | None = None
     connected_at: _Moment | None = None
     ended_at: _Moment | None = None
-    ip_address: str | None = None
-    app_url: str | None = None
+    ip_address: _Word | None = None
+    app_url: _Word | None = None
     automatic: bool = False
     stopping_at: _Moment | None = None
     salvaged: bool = False
@@ -67,9 +71,9 @@ class SessionRecord:
 class Owner:
     """A kernel: session id (empty outside CML), host name, process id."""
 
-    session: str
-    hostname: str
-    pid: int
+    session: _Word
+    hostname: _Word
+    pid: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Launch:
 
     id: str
     role: Role
-    n: int
+    n: _Count
     at: _Moment
     owner: Owner
     answered: bool = False
@@ -144,23 +148,23 @@ class Record:
 
     name: _Name
     token: _Name
-    backend: str
+    backend: _Word
     created_at: _Moment
     owner: Owner
-    settings: dict[str, Any]
-    requested: int
+    settings: dict[str, Any] = field(repr=False)  # with the values of `env`
+    requested: _Count
     state: RecordState = "starting"
-    adapt: tuple[int, int] | None = None
-    scheduler_address: str | None = None
+    adapt: tuple[_Count, _Count] | None = None
+    scheduler_address: _Word | None = None
     sessions: tuple[SessionRecord, ...] = ()
     launching: tuple[Launch, ...] = ()
-    failed_replacements: int = 0
+    failed_replacements: _Count = 0
     core_s: _Number = 0.0
     gib_s: _Number = 0.0
     gpu_s: _Number = 0.0
     events: tuple[tuple[_Moment, str], ...] = ()
     trouble: TroubleRecord | None = None
-    troubles_written: int = 0
+    troubles_written: _Count = 0
     version: int = RECORD_VERSION
 
     @property

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cml_dask_magics.model import readers
+from cml_dask_magics.model.words import counted, cut
 
 SECTION = "cml-dask-magics"
 # In the state folder, which may be one of the user's; everything of ours is in there.
@@ -44,7 +45,7 @@ class Settings:
     wait: int | None
     timeout_s: float
     idle_timeout_s: float | None
-    env: dict[str, str]
+    env: dict[str, str] = field(repr=False)  # its values may be secrets
     dashboard_port: int | None
     local: bool
     tls: bool
@@ -98,7 +99,7 @@ def _directory(value: Any) -> Path:
     if value is None:
         return default_state_directory()
     if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
-        raise ValueError("the path of a folder")
+        raise ValueError("the path of a folder, without a NUL character")
     try:
         return Path(value).expanduser().absolute()
     except RuntimeError as error:  # ~nobody
@@ -149,7 +150,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("state-directory", "state_directory", _directory),
     Option("python", "python", readers.python),
     Option("launch-options", "launch_options", readers.launch_options, default={}),
-    Option("max-workers", "max_workers", readers.integer("a whole number, 1 or more", 1), default=500),
+    Option("max-workers", "max_workers", readers.integer("a whole number, 1 or more", 1), default=100),
     Option("dashboard-link", "dashboard_link", readers.template, default="{app_url}/status"),
 )  # fmt: skip
 
@@ -247,24 +248,35 @@ def settings_from_json(data: Mapping[str, Any]) -> Settings:
 
 
 def _shown(option: Option, value: Any) -> str:
-    """The value as the message shows it: whole, except where it may hold a secret."""
-    if option.name != "env":
-        return repr(value)
-    pairs = list(value) if isinstance(value, (Mapping, list, tuple)) else []
-    keys = [str(pair[0] if isinstance(pair, tuple) and pair else pair).partition("=")[0] for pair in pairs]
-    shown = [repr(key) for key in keys if readers.KEY.fullmatch(key)]
-    return f"what was given for {', '.join(shown)}" if shown else f"a {type(value).__name__}"
+    """The value as the message shows it: except where it may hold a secret, and no page of it."""
+    if option.name == "env":
+        return "what was given, which is not shown, because it may be a secret"
+    try:
+        return cut(repr(value), 200)
+    except ValueError:  # Python writes no integer of thousands of digits
+        return f"such a {type(value).__name__}"
+
+
+def too_many(n: int, settings: Settings) -> str:
+    """What is wrong with `n` workers, which are more than ``max-workers``: what they cost, and how to have them."""
+    cores, gib = n * settings.cpu, n * settings.memory_gib
+    return (
+        f"at most {settings.max_workers}, not {n}: {counted(n, settings.processes)} would be {cores:,.0f} cores and "
+        f"{gib:,.0f} GiB. If that is meant, raise the setting max-workers before the cluster starts: "
+        f"dask.config.set({{'{SECTION}.max-workers': {n}}})"
+    )
 
 
 def _check_together(settings: Settings, spelled: Spelling) -> None:
     n, most, workers = settings.n_workers, settings.max_workers, spelled("n-workers")
     if n > most:
-        raise ValueError(f"{workers} must be at most {most} (the setting max-workers); not {n}")
+        raise ValueError(f"{workers} must be {too_many(n, settings)}")
     if settings.adapt:
         low, high = settings.adapt
         if high > most:
-            adapt = spelled("adapt")
-            raise ValueError(f"{adapt} must stay within {most} workers (the setting max-workers); not {low}:{high}")
+            raise ValueError(
+                f"{spelled('adapt')} {low}:{high} must stay within {most} workers: {too_many(high, settings)}"
+            )
         if not max(1, low) <= n <= high:
             raise ValueError(f"{workers} must lie between the {low} and {high} of {spelled('adapt')}; not {n}")
     if settings.wait is not None and settings.wait > n:

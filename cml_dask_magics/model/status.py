@@ -200,7 +200,7 @@ class ClusterStatus:
     history: tuple[Sample, ...] = ()
     peak_memory_bytes: int = 0
     replaces_lost: bool = True
-    max_workers: int = 500
+    max_workers: int = 100
     why_pending: str = ""
     usual_start_s: float | None = None
     trouble: str = ""
@@ -211,12 +211,13 @@ class ClusterStatus:
 
 @dataclass(frozen=True)
 class Ended:
-    """A cluster that was stopped."""
+    """A cluster that was stopped; `disowned` stood in its record, but nothing shows that they were its sessions."""
 
     name: str
     sessions: int
     uptime_s: float
     usage: Usage
+    disowned: tuple[str, ...] = ()
 
 
 StatusCallback = Callable[[ClusterStatus], None]

@@ -1,6 +1,8 @@
-"""Sizes and numbers in words, as every folder says them."""
+"""Sizes and numbers in words, as every folder says them, and words from outside, made safe to show."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Iterable
 
 _UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
@@ -37,6 +39,41 @@ def format_memory(used_bytes: int, limit_bytes: int, between: str = " / ") -> st
         return used
     limit = format_bytes(limit_bytes)
     return f"{used.removesuffix(limit[limit.index(' ') :])}{between}{limit}"
+
+
+def disowned_words(sessions: Collection[str]) -> str:
+    """What is said of sessions that stood in a record, and of which nothing shows that they are the cluster's."""
+    return (
+        f"Not stopped: {', '.join(sorted(sessions))}; on record, but without a log in the cluster's folder, which each "
+        "of its sessions writes as it starts"
+    )
+
+
+def clean(text: str) -> str:
+    """Make text safe to print: replaces control and direction characters, except line ends."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\n" else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+def cut(text: str, most: int) -> str:
+    """The text, or its beginning where it is longer than anybody wants to see."""
+    return text if len(text) <= most else text[: most - 2] + " …"
+
+
+def hidden(words: str, secrets: Iterable[str]) -> str:
+    """Words from outside without the secrets that they may repeat; what has three letters or fewer is none."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) > 3:
+            words = words.replace(secret, "…")
+    return words
+
+
+def short(text: object, most: int = 300) -> str:
+    """Words from outside (which may be a page of HTML) as one short line that is safe to print."""
+    return cut(" ".join(clean(str(text)[: 50 * most]).split()), most)
 
 
 def no_tls_words(is_here: bool) -> str:

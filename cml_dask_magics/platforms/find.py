@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cml_dask_magics.model.readers import LAUNCH_ARGUMENTS
+from cml_dask_magics.model.words import cut, short
 from cml_dask_magics.platforms.api import Platform, launch_keywords
 
 _MODULES = {"cml": "cml.workers_v1", "cdsw": "cdsw"}
@@ -40,7 +41,7 @@ def find_platform(directory: Path, local: bool = False) -> Platform:
             try:
                 api: Any = importlib.import_module(module)
             except Exception as error:  # a vendor's module may raise anything
-                reasons.append(f"{module}: {' '.join(str(error).split())}")
+                reasons.append(f"{module}: {short(error)}")
                 continue
             if all(callable(getattr(api, call, None)) for call in _CALLS):
                 if session:
@@ -101,7 +102,7 @@ def check_dashboard_port(platform: Platform) -> None:
         return
     value = os.environ.get("CDSW_READONLY_PORT")
     if value is None or not re.fullmatch(r"[0-9]{1,5}", value) or not 1 <= int(value) <= 65535:
-        found = "is not set" if value is None else f"is {value!r}"
+        found = "is not set" if value is None else f"is {cut(repr(value), 80)}"
         raise ValueError(
             f"CDSW_READONLY_PORT must be a port from 1 to 65535 for the dashboard to be served on, but {found} "
             "in this session; give a port with --dashboard-port"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import secrets
 import signal
 import socket
@@ -26,12 +25,12 @@ from typing import Any
 
 import psutil
 
-from cml_dask_magics.registry.files import listed, named, remove, write_private
+from cml_dask_magics.model.record import SESSION
+from cml_dask_magics.registry.files import listed, make_parents, named, read_private, remove, write_private
 
 _KEEP_ENDED_S = 3600.0
 _NOT_OURS = (FileNotFoundError, PermissionError, IsADirectoryError)  # or removed meanwhile
 _ID_ALPHABET = string.ascii_lowercase + string.digits
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -119,8 +118,7 @@ class LocalSessions:
             One for each session; if its process could not be started, with ``message`` and without ``id``.
         """
         try:
-            for folder in (self.directory.parent, self.directory):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_parents(self.directory)
         except OSError as error:
             return [{"message": f"the folder for sessions cannot be used: {error}"} for _ in range(n)]
         self._forget_ended()
@@ -234,10 +232,10 @@ class LocalSessions:
         """The sessions on file. What cannot be read just now is an error: one that is missing counts as ended."""
         sessions = []
         for path in (Path(entry) for entry in listed(self.directory) if entry.name.endswith(".json")):
-            with contextlib.suppress(*_NOT_OURS, ValueError, TypeError):
-                session = _Process(**json.loads(path.read_text()))
+            with contextlib.suppress(*_NOT_OURS, ValueError, TypeError, RecursionError):
+                session = _Process(**json.loads(read_private(path)))
                 # The id is used in file names and must not lead out of the folder.
-                if session.id == path.stem and _ID.fullmatch(session.id):
+                if session.id == path.stem and SESSION.fullmatch(session.id):
                     sessions.append(session)
         return sessions
 

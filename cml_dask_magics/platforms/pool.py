@@ -15,13 +15,17 @@ from datetime import datetime
 from typing import Any
 
 from cml_dask_magics.model.lifecycle import SessionInfo
+from cml_dask_magics.model.record import SESSION
 from cml_dask_magics.model.times import USUAL, Times
+from cml_dask_magics.model.words import short
 from cml_dask_magics.platforms.api import Platform, PlatformError, launch_keywords
 
 logger = logging.getLogger(__name__)
 
 _ENDED = frozenset({"succeeded", "failed", "stopped", "timedout"})
 _MISSES_THAT_PROVE = 3
+# No status, address or link of a session is longer; more than that is cut, or left out.
+_STATUS_LENGTH, _ADDRESS_LENGTH, _LINK_LENGTH = 40, 253, 2000
 _STOPPED = "stopped"
 
 
@@ -72,6 +76,7 @@ class _Watch:
 
     ids: Callable[[], Collection[str]]
     tell: Callable[[Mapping[str, SessionInfo]], None]
+    is_ours: Callable[[str], bool]
     absences: dict[str, _Absence] = field(default_factory=dict)
 
 
@@ -84,10 +89,16 @@ class SessionPool:
     ----------
     platform : Platform
     times : Times, optional
+
+    Attributes
+    ----------
+    launched : set of str
+        Ids that launch calls of this kernel returned.
     """
 
     def __init__(self, platform: Platform, times: Times = USUAL) -> None:
         self.platform = platform
+        self.launched: set[str] = set()
         self._times = times
         self._watches: dict[int, _Watch] = {}
         self._poll_lock = threading.Lock()
@@ -117,7 +128,7 @@ class SessionPool:
                 n, cpu=cpu, memory=memory_gib, nvidia_gpu=gpu, code=code, env=dict(env), **shown, **options
             )
             if not isinstance(answers, (list, tuple)):
-                raise PlatformError(f"launch_workers answered {_short(answers)} instead of a list")
+                raise PlatformError(f"launch_workers answered {short(answers)} instead of a list")
         except Exception as error:
             return Launched(refusals=(_words(error),) * n, suspects=self._appeared_since(before), doubtful=True)
         sessions, refusals, strays = [], [], []
@@ -127,11 +138,13 @@ class SessionPool:
                 sessions.append(info)
                 continue
             refusals.append(_message(answer))
-            if isinstance(answer, Mapping) and isinstance(answer.get("engineId"), str) and answer["engineId"]:
+            if isinstance(answer, Mapping) and _is_session(answer.get("engineId")):
                 strays.append(answer["engineId"])
             elif not isinstance(answer, Mapping) or not answer.get("message"):
                 doubtful = True  # neither a session nor a refusal
         self._wake.set()
+        self.launched.update(info.id for info in sessions)
+        self.launched.update(strays)
         if not doubtful:
             return Launched(tuple(sessions), tuple(refusals), tuple(strays))
         refusals += ["the platform did not answer for it"] * (n - len(answers))
@@ -152,7 +165,7 @@ class SessionPool:
         except Exception as error:
             raise PlatformError(f"list_workers failed: {_words(error)}") from error
         if not isinstance(answers, (list, tuple)):
-            raise PlatformError(f"list_workers answered {_short(answers)} instead of a list")
+            raise PlatformError(f"list_workers answered {short(answers)} instead of a list")
         infos = (_read_session(answer) for answer in answers)
         return {info.id: info for info in infos if info is not None}
 
@@ -206,19 +219,22 @@ class SessionPool:
         return left
 
     def watch(
-        self, ids: Callable[[], Collection[str]], tell: Callable[[Mapping[str, SessionInfo]], None]
+        self,
+        ids: Callable[[], Collection[str]],
+        tell: Callable[[Mapping[str, SessionInfo]], None],
+        is_ours: Callable[[str], bool],
     ) -> Callable[[], None]:
         """Call `tell` with each new listing of the sessions `ids()`, from the poller's thread.
 
         A session that is missing from all listings for some seconds counts as ended, so `ids` must only name sessions
-        that this kernel's session launched.
+        that this kernel's session launched. If `is_ours` says that it is, it is told to stop, too.
 
         Returns
         -------
         callable
             Ends the watch.
         """
-        watch = _Watch(ids, tell)
+        watch = _Watch(ids, tell, is_ours)
         with self._poll_lock:
             self._watches[id(watch)] = watch
             if self._poller is None or not self._poller.is_alive():
@@ -270,7 +286,8 @@ class SessionPool:
                 infos[session] = info
             elif absence.proves(self._times.missing_s):
                 # Should it be there all the same, it must not go on where nobody knows it any more.
-                self._ask_to_stop([session])
+                if watch.is_ours(session):
+                    self._ask_to_stop([session])
                 infos[session] = SessionInfo(session, "ended", "gone from the platform's list")
         watch.tell(infos)
         waiting = any(info.phase == "pending" or info.ip_address is None for info in infos.values())
@@ -295,7 +312,7 @@ class SessionPool:
             said[session] = (
                 _STOPPED
                 if 200 <= code < 300 or code == 404
-                else f"stop answered HTTP {code} {_short(getattr(response, 'text', ''))}"
+                else f"stop answered HTTP {code} {short(getattr(response, 'text', ''))}"
             )
         return said
 
@@ -312,20 +329,30 @@ class SessionPool:
 
 
 def _read_session(answer: Any) -> SessionInfo | None:
-    """Parse one session of an answer; None if it has no id."""
-    if not isinstance(answer, Mapping) or not isinstance(answer.get("id"), str) or not answer["id"]:
+    """Parse one session of an answer; None if it has no id, or none that can be one."""
+    if not isinstance(answer, Mapping) or not _is_session(answer.get("id")):
         return None
-    status = str(answer.get("status", "unknown"))
+    status = short(answer.get("status", "unknown"), _STATUS_LENGTH)
     ip_address, app_url = answer.get("ip_address"), answer.get("app_url")
-    known = isinstance(ip_address, str) and ip_address not in ("", "unknown")
+    known = ip_address not in ("", "unknown") and _is_word(ip_address, _ADDRESS_LENGTH)
     return SessionInfo(
         id=answer["id"],
         phase="running" if status == "running" else "ended" if status in _ENDED else "pending",
         status=status,
         ip_address=ip_address if known else None,
-        app_url=app_url if isinstance(app_url, str) and app_url else None,
+        app_url=app_url if _is_word(app_url, _LINK_LENGTH) else None,
         created_at=_seconds(answer.get("created_at")),
     )
+
+
+def _is_session(session: Any) -> bool:
+    """Whether that can be a session's id."""
+    return isinstance(session, str) and SESSION.fullmatch(session) is not None
+
+
+def _is_word(text: Any, most: int) -> bool:
+    """Whether it is text without spaces and control characters, and not too long."""
+    return isinstance(text, str) and 0 < len(text) <= most and text.isprintable() and " " not in text
 
 
 def _seconds(moment: Any) -> float | None:
@@ -339,14 +366,8 @@ def _seconds(moment: Any) -> float | None:
 
 def _message(answer: Any) -> str:
     message = answer.get("message") if isinstance(answer, Mapping) else None
-    return _short(message) if message else f"the platform answered {_short(answer)}"
+    return short(message) if message else f"the platform answered {short(answer)}"
 
 
 def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_short(error)}"
-
-
-def _short(text: Any, most: int = 300) -> str:
-    """An answer of the platform (which may be a page of HTML) as one short line."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= most else line[: most - 2] + " …"
+    return f"{type(error).__name__}: {short(error)}"

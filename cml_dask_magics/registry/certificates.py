@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -13,10 +14,12 @@ from cryptography.x509.oid import NameOID
 from distributed.security import Security
 
 from cml_dask_magics.model.settings import state_directory
-from cml_dask_magics.registry.files import write_private
+from cml_dask_magics.registry.files import open_private, write_private
+from cml_dask_magics.registry.liveness import scheduler_address
 from cml_dask_magics.registry.registry import Registry
+from cml_dask_magics.registry.run_folder import CERTIFICATES, uses_tls
 
-_FILES = {"tls_ca_file": "ca.pem", "tls_client_cert": "cert.pem", "tls_client_key": "key.pem"}
+_FILES = dict(zip(("tls_ca_file", "tls_client_cert", "tls_client_key"), CERTIFICATES, strict=True))
 
 
 def write_certificates(folder: Path) -> None:
@@ -48,12 +51,24 @@ def write_certificates(folder: Path) -> None:
 
 
 def read_security(folder: Path, tls: bool) -> Security:
-    """What a client needs to connect to the cluster with this run folder; without `tls` it uses plain ``tcp://``."""
+    """What a client needs to connect to the cluster with this run folder; without `tls` it uses plain ``tcp://``.
+
+    Raises
+    ------
+    RuntimeError
+        If a certificate cannot be read, or may be another user's.
+    """
     if not tls:
         return Security(require_encryption=False)
-    return Security(
-        require_encryption=True, **{attribute: str(folder / filename) for attribute, filename in _FILES.items()}
-    )
+    paths = {attribute: folder / filename for attribute, filename in _FILES.items()}
+    for path in paths.values():
+        try:
+            os.close(open_private(path))
+        except OSError as error:
+            raise RuntimeError(
+                f"nothing connects to this cluster, because its certificate {path} cannot be used: {error.strerror}"
+            ) from None
+    return Security(require_encryption=True, **{attribute: str(path) for attribute, path in paths.items()})
 
 
 def client_security(info: Mapping[str, str]) -> Security | None:
@@ -77,6 +92,8 @@ def client_security(info: Mapping[str, str]) -> Security | None:
             record = registry.read(name)
         except RuntimeError:  # cannot be read
             continue
-        if record is not None and record.scheduler_address == info["address"]:
-            return read_security(registry.run_folder(record), tls=record.settings.get("tls") is not False)
+        if record is not None:
+            run = registry.run_folder(record)
+            if scheduler_address(record, run) == info["address"]:
+                return read_security(run, uses_tls(record, run))
     return None

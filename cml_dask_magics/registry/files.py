@@ -11,15 +11,17 @@ import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+_MOST_BYTES = 64 * 2**20
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
-def write_private(path: Path, text: str) -> None:
+def write_private(path: Path, content: str | bytes) -> None:
     """Write a file with mode 0600 atomically: to a temporary file, then renamed."""
-    with _draft(path, text) as draft:
+    with _draft(path, content) as draft:
         draft.replace(path)
 
 
@@ -38,13 +40,17 @@ def create_private(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _draft(path: Path, text: str) -> Iterator[Path]:
-    """A temporary file with the text, beside `path`."""
+def _draft(path: Path, content: str | bytes) -> Iterator[Path]:
+    """A temporary file with the content, beside `path`."""
+    written = content.encode() if isinstance(content, str) else content
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            # Some file systems have modes and owners of their own. What could not be read again is not written.
+            if why := why_not_private(os.fstat(descriptor)):
+                raise PermissionError(errno.EPERM, f"a file that is made here is not private: {why}", str(path))
+            file.write(written)
             file.flush()
             os.fsync(file.fileno())
         yield draft
@@ -59,17 +65,83 @@ def _are_one(one: Path, other: Path) -> bool:
         return False
 
 
+def read_private(path: Path) -> str:
+    """The text of a file of this package; see `open_private`.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read, or is not private.
+    ValueError
+        If it is no text in UTF-8, or much longer than any file of this package.
+    """
+    with os.fdopen(open_private(path), "rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError("it is too long")
+    return content.decode()
+
+
+def open_private(path: Path) -> int:
+    """A descriptor of a file of this package, for reading; waits for nobody, as opening a pipe would.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened; a ``PermissionError`` if it is a link or no regular file, or if anybody else owns it,
+        may write it, or may put another one into its place.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        kinds = {errno.ELOOP: "it is a link", errno.ENXIO: "it is no regular file"}
+        if error.errno not in kinds:
+            raise
+        raise PermissionError(errno.EPERM, kinds[error.errno], str(path)) from None
+    try:
+        why = why_not_private(os.fstat(descriptor)) or _why_not_private_folder(path.parent.stat())
+        if why:
+            raise PermissionError(errno.EPERM, why, str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def why_not_private(found: os.stat_result) -> str:
+    """Why a file may be another user's work; empty if it is a regular file that this user alone can write."""
+    if not stat.S_ISREG(found.st_mode):
+        return "it is no regular file"
+    if found.st_uid != os.geteuid():
+        return "it belongs to another user"
+    return "other users may write it" if found.st_mode & 0o022 else ""
+
+
+def _why_not_private_folder(found: os.stat_result) -> str:
+    if found.st_uid != os.geteuid():
+        return "its folder belongs to another user"
+    return "other users may write its folder" if found.st_mode & 0o022 else ""
+
+
 def make_folder(root: Path, folder: Path) -> None:
     """Make a folder below `root`, and those between, with mode 0700.
 
     Raises
     ------
     OSError
-        If one of them cannot be made, or is a link: files behind one could never be removed.
+        If one of them cannot be made, or belongs to another user, or is a link: files behind one could never be
+        removed.
     """
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_parents(root)
     with _opened(root, folder, make=True):
         pass
+
+
+def make_parents(folder: Path) -> None:
+    """Make a folder, and all that are missing above it, with mode 0700."""
+    for path in (*reversed(folder.parents), folder):  # `mkdir` makes the parents as the umask says
+        if not path.is_dir():
+            path.mkdir(mode=0o700, exist_ok=True)
 
 
 def listed(folder: Path) -> list[os.DirEntry[str]]:
@@ -169,6 +241,17 @@ def _opened(root: Path, folder: Path, make: bool = False) -> Iterator[int]:
                 raise OSError(error.errno, error.strerror, str(path)) from None
             os.close(descriptor)
             descriptor = below
+            if make:
+                _make_private(descriptor, path)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _make_private(folder: int, path: Path) -> None:
+    """Let nobody else write a folder that files of ours are put into."""
+    found = os.fstat(folder)
+    if found.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(path))
+    if found.st_mode & 0o022:
+        os.fchmod(folder, 0o700)

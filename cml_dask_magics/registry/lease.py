@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 from cml_dask_magics.model.record import Owner
 from cml_dask_magics.model.times import USUAL, Times
-from cml_dask_magics.registry.files import named, remove, write_private
+from cml_dask_magics.registry.files import named, read_private, remove, write_private
 from cml_dask_magics.registry.kernels import kernel_may_live
 from cml_dask_magics.registry.registry import LEASE_FILE, Registry
 
@@ -93,12 +93,14 @@ class Lease:
 
     def _read(self) -> _Held | None:
         try:
-            data = json.loads(self._path.read_text())
+            data = json.loads(read_private(self._path))
             held = _Held(str(data["holder"]), Owner(**data["kernel"]), int(data["beats"]))
             return held if isinstance(held.kernel.pid, int) else None
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError):  # incomplete or invalid: nobody holds it
+        except PermissionError:  # another user's; it is replaced
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # incomplete or invalid: nobody's
             return None
 
     def _write(self, held: _Held) -> None:

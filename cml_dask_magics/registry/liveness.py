@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
+import re
 import socket
 import time
 from pathlib import Path
@@ -10,12 +13,17 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from cml_dask_magics.model.record import Record
+from cml_dask_magics.model.words import short
+from cml_dask_magics.registry.files import read_private
 from cml_dask_magics.registry.kernels import kernel_may_live
-from cml_dask_magics.registry.run_folder import FORMER_SCHEDULER_FILE, SCHEDULER_FILE
+from cml_dask_magics.registry.run_folder import FORMER_SCHEDULER_FILE, SCHEDULER_FILE, uses_tls
+
+logger = logging.getLogger(__name__)
 
 Liveness = Literal["answers", "starting", "silent"]
 # How long after its timeout a start may still be under way.
 _START_SLACK_S = 60.0
+_ADDRESS = re.compile(r"(tls|tcp)://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 
 
 def liveness(record: Record, run_folder: Path, timeout_s: float) -> Liveness:
@@ -55,17 +63,33 @@ def answers(address: str, timeout_s: float) -> bool:
 
 
 def scheduler_address(record: Record, run_folder: Path) -> str | None:
-    """The scheduler's address, once it is known."""
-    if record.scheduler_address:
-        return record.scheduler_address
-    for name in (SCHEDULER_FILE, FORMER_SCHEDULER_FILE):
-        try:
-            address = json.loads((run_folder / name).read_text())["address"]
-        except (OSError, ValueError, KeyError, TypeError):  # not written yet, or incomplete
-            continue
-        if isinstance(address, str) and address:
-            return address
-    return None
+    """The scheduler's address, once it is known; for a cluster with TLS only a ``tls://host:port``."""
+    address = record.scheduler_address or next(filter(None, map(_address_in, _files(run_folder))), None)
+    if address is None:
+        return None
+    protocol = "tls" if uses_tls(record, run_folder) else "tcp"
+    if not _ADDRESS.fullmatch(address) or not address.startswith(f"{protocol}://"):
+        _warn_of(record.name, short(address), protocol)
+        return None
+    return address
+
+
+@functools.lru_cache(maxsize=100)
+def _warn_of(name: str, address: str, protocol: str) -> None:
+    """Say once that an address is not connected to; it may be looked at several times a second."""
+    logger.warning("cluster %r: nothing connects to %s, which is no %s://host:port", name, address, protocol)
+
+
+def _files(run_folder: Path) -> tuple[Path, ...]:
+    return run_folder / SCHEDULER_FILE, run_folder / FORMER_SCHEDULER_FILE
+
+
+def _address_in(path: Path) -> str | None:
+    try:
+        address = json.loads(read_private(path))["address"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # not written yet, or incomplete
+        return None
+    return address if isinstance(address, str) else None
 
 
 def _owner_may_live(record: Record) -> bool:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
+import re
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +22,15 @@ from pathlib import Path
 
 from cml_dask_magics.model.record import NAME, Record, record_from_json, record_to_json
 from cml_dask_magics.model.settings import PRIVATE_FOLDER
-from cml_dask_magics.registry.files import create_private, listed, make_folder, named, remove, write_private
+from cml_dask_magics.registry.files import (
+    create_private,
+    listed,
+    make_folder,
+    named,
+    open_private,
+    remove,
+    write_private,
+)
 from cml_dask_magics.registry.run_folder import (
     CLAIM_FILE,
     LOGS,
@@ -34,13 +45,19 @@ from cml_dask_magics.registry.run_folder import (
 )
 
 LEASE_FILE = "lease.json"
+# A folder with an empty file for each run folder that is open, so that nobody has to look into all of them.
+_OPEN_RUNS = "open"
 _RECORD_FILE, _MENDED_FILE, _LOCK_FILE = "record.json", ".mended", "lock"
 _KEPT_RUNS = 10
+_PRUNE_S = 1.0  # so long an ending may be held up by the logs of ended clusters
 _LOCK_TRIES = 100
 _DELETED = "it was deleted"
 _CLOCK_TICK_S = 2.0
+_MOST_CHARACTERS = 64 * 2**20
 # Errors of opening a file that last. Others may be temporary, on a network file system.
 _UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
+# The values of env in a record, however broken it is.
+_ENV = re.compile(rb'("env"\s*:\s*)\{(?:[^"}]|"(?:[^"\\]|\\.)*(?:"|\\?\Z))*(?:\}|\Z)', re.DOTALL)
 
 
 class NameTakenError(RuntimeError):
@@ -97,10 +114,10 @@ class Registry:
         """Sorted names of the clusters that have a record, or whose record was deleted while sessions may run."""
         try:
             on_record = {name for name in self._names_in(self.directory) if self._is_private(name)}
-            open_runs = {cluster_of(run.name) for run in self._open_runs()}
+            open_runs = {cluster_of(run) for run in self._marked_open()}
         except OSError as error:
             raise self._unusable(error) from error
-        with contextlib.suppress(OSError):  # the user's folders, perhaps without access for us
+        with contextlib.suppress(OSError, RegistryError):  # the user's folders, perhaps without access for us
             on_record |= {name for name in self._names_in(self.state_directory) if self._is_older(name)}
         return sorted(on_record | open_runs)
 
@@ -111,8 +128,8 @@ class Registry:
     def run_folder(self, record: Record) -> Path:
         """The folder that the sessions of the record's cluster share."""
         run = Path("runs", f"{record.name}-{record.token}")
-        older = self.state_directory / run
-        return older if older.is_dir() and not older.is_symlink() else self.directory / run
+        older, private = self.state_directory / run, self.directory / run
+        return older if older.is_dir() and not older.is_symlink() and not private.is_dir() else private
 
     def latest_log_folder(self, name: str) -> Path | None:
         """The log folder of the newest start of a cluster, running or ended."""
@@ -140,14 +157,22 @@ class Registry:
         found = self._load(path)
         if isinstance(found, Record):
             return found
-        if found == _DELETED and not self._open_runs(name):
+        if found == _DELETED and not self._left_of(name, found):
             return None
         with self.exclusive(name):
             found = self._load(path)  # another kernel may have mended it meanwhile
             if isinstance(found, Record):
                 return found
-            runs = self._open_runs(name) if found == _DELETED else self._runs(name)
+            runs = self._left_of(name, found)
             return self._mend(name, found, known, runs) if runs or found != _DELETED else None
+
+    def peek(self, name: str) -> Record | None:
+        """As `read`, but writes nothing: what is broken stays as it is, to be mended by whoever uses it."""
+        found = self._load(self._record_path(name))
+        if isinstance(found, Record):
+            return found
+        runs = self._left_of(name, found)
+        return salvaged_record(name, runs[-1] if runs else None) if runs or found != _DELETED else None
 
     def claim(self, record: Record, fill: Callable[[Path], None] = lambda _: None) -> Path:
         """Take a name for a new cluster, exclusively, and write its record.
@@ -186,10 +211,13 @@ class Registry:
                     raise NameTakenError(record.name) from None
                 # A copy, for when the record is broken or deleted. As long as it is here, there must be a record.
                 write_private(run / CLAIM_FILE, record_to_json(record))
+                self._mark_older()
+                self._mark_open(run)
         except BaseException as error:  # Ctrl-C too: the name would stay taken
             with contextlib.suppress(RegistryError):
                 self.forget(record)
             with contextlib.suppress(OSError):
+                self._mark_closed(run.name)
                 remove_run(self.state_directory, run)
             if isinstance(error, OSError):
                 raise self._unusable(error) from error
@@ -239,7 +267,9 @@ class Registry:
         try:
             with self.exclusive(record.name) as locked:
                 # First this: an open run folder without a record means that the record was deleted.
-                close_run(self.state_directory, self.run_folder(record))
+                run = self.run_folder(record)
+                self._mark_closed(run.name)
+                close_run(self.state_directory, run)
                 current = self.read(record.name)
                 # Not a later start's record. Without a record and a lock, files that appear are a new claim's.
                 if current.token == record.token if current is not None else locked:
@@ -250,13 +280,30 @@ class Registry:
                     remove(self.state_directory, folder, *gone, and_folder=True)
         except OSError as error:
             raise self._unusable(error) from error
-        # Errors with old logs, or with another cluster's record, are not this cluster's.
-        with contextlib.suppress(OSError, RegistryError):
-            runs = self._runs(having=MARK)  # before the records, so that none is of a newer claim
-            current_runs = {self.run_folder(each) for name in self.names() if (each := self.read(name)) is not None}
-            for run in [run for run in runs if run not in current_runs][:-_KEPT_RUNS]:
-                with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # errors with old logs are not this cluster's
+            self._prune()
+
+    def _prune(self) -> None:
+        """Remove the oldest run folders of ended clusters, as many as there is time for; the next end goes on."""
+        deadline = time.monotonic() + _PRUNE_S
+        runs, kept = self._runs(), 0
+        for name in set(self._marked_open()) - {run.name for run in runs}:  # removed by hand
+            self._mark_closed(name)
+        for run in reversed(runs):
+            if time.monotonic() > deadline:
+                return
+            names = {entry.name for entry in listed(run) if not entry.is_symlink()}
+            if MARK not in names or CLAIM_FILE in names:
+                continue
+            kept += 1
+            with contextlib.suppress(OSError, RegistryError):
+                if kept > _KEPT_RUNS and self._is_over(run):
                     remove_run(self.state_directory, run)
+
+    def _is_over(self, run: Path) -> bool:
+        """Whether a run folder is of no cluster on record."""
+        found = self._load(self._record_path(cluster_of(run.name)))
+        return self.run_folder(found) != run if isinstance(found, Record) else found == _DELETED
 
     def logged_sessions(self, record: Record) -> set[str]:
         """Ids of the sessions that print to this cluster's folder: proof that they belong to it."""
@@ -268,30 +315,34 @@ class Registry:
 
     def _is_private(self, name: str) -> bool:
         """Whether the private folder has a record of that name, valid or not."""
-        return any(entry.name == _RECORD_FILE for entry in listed(self.directory / "clusters" / name))
+        try:
+            return any(entry.name == _RECORD_FILE for entry in listed(self.directory / "clusters" / name))
+        except OSError:  # reading the record tells why
+            return True
 
     def _is_older(self, name: str) -> bool:
         """Whether an older release left a valid record of that name; other files there are the user's."""
-        record = self._load(self.state_directory / "clusters" / name / _RECORD_FILE)
-        return isinstance(record, Record) and record.name == name
+        return isinstance(self._load(self.state_directory / "clusters" / name / _RECORD_FILE), Record)
 
     def _load(self, path: Path) -> Record | str:
         """The record in a file, or why there is none, in words. A file that is as it was is not read again."""
         try:
             # Opened, because on a network file system only that tells how a file is now.
-            with path.open(encoding="utf-8") as file:
+            with os.fdopen(open_private(path), encoding="utf-8") as file:
                 found = os.fstat(file.fileno())
                 stamp = found.st_ino, found.st_mtime_ns, found.st_size
                 known = self._loaded.get(path)
                 if known is not None and known.stamp == stamp:
                     return known.record
-                text = file.read()
-                # What was read before, or written here, need not be understood again.
-                record = known.record if known is not None and known.text == text else record_from_json(text)
-                # One that was written just now may be replaced within the same tick of the file system's clock.
-                is_old = time.time() - found.st_mtime > _CLOCK_TICK_S
-                self._loaded[path] = _Loaded(text, record, stamp if is_old else None)
-                return record
+                text = file.read(_MOST_CHARACTERS)
+            # What was read before, or written here, need not be understood again.
+            record = known.record if known is not None and known.text == text else record_from_json(text)
+            if record.name != path.parent.name:
+                return f"it is the record of another cluster, {record.name!r}"
+            # One that was written just now may be replaced within the same tick of the file system's clock.
+            is_old = time.time() - found.st_mtime > _CLOCK_TICK_S
+            self._loaded[path] = _Loaded(text, record, stamp if is_old else None)
+            return record
         except (FileNotFoundError, NotADirectoryError):
             return _DELETED
         except OSError as error:
@@ -305,23 +356,50 @@ class Registry:
     def _names_in(root: Path) -> list[str]:
         return [entry.name for entry in listed(root / "clusters") if NAME.fullmatch(entry.name)]
 
-    def _runs(self, name: str = "", having: str = "") -> list[Path]:
-        """Run folders of a cluster, or of all, oldest first; if given, only those that have the file `having`."""
+    def _runs(self, name: str = "") -> list[Path]:
+        """Run folders of a cluster, or of all, oldest first."""
         found = [
             entry
             for runs in listed(self.directory)
             if runs.name == "runs" and _is_folder(runs)
             for entry in listed(Path(runs))
-            if _is_folder(entry)
-            and (cluster := cluster_of(entry.name))
-            and name in ("", cluster)
-            and (not having or _has(entry.path, having))
+            if _is_folder(entry) and (cluster := cluster_of(entry.name)) and name in ("", cluster)
         ]
         return [Path(entry) for entry in sorted(found, key=lambda entry: entry.stat(follow_symlinks=False).st_mtime)]
 
-    def _open_runs(self, name: str = "") -> list[Path]:
-        """Run folders that `forget` has not closed."""
-        return self._runs(name, having=CLAIM_FILE)
+    def _left_of(self, name: str, found: str) -> list[Path]:
+        """Run folders of a cluster that has no valid record; those that are closed tell of no deleted one."""
+        return self._open_runs(name) or (self._runs(name) if found != _DELETED else [])
+
+    def _open_runs(self, name: str) -> list[Path]:
+        """Run folders of a cluster that `forget` has not closed, oldest first."""
+        if self._has_marks():
+            marked = [run for run in self._marked_open() if cluster_of(run) == name]
+            runs = [run for run in self._runs(name) if run.name in marked] if marked else []
+        else:
+            runs = self._runs(name)
+        return [run for run in runs if _has(str(run), CLAIM_FILE)]
+
+    def _marked_open(self) -> list[str]:
+        """Names of the run folders that `forget` has not closed."""
+        return [entry.name for entry in listed(self.directory / _OPEN_RUNS) if cluster_of(entry.name)]
+
+    def _mark_open(self, run: Path) -> None:
+        make_folder(self.state_directory, self.directory / _OPEN_RUNS)
+        write_private(self.directory / _OPEN_RUNS / run.name, "")
+
+    def _mark_closed(self, run: str) -> None:
+        remove(self.state_directory, self.directory / _OPEN_RUNS, named(run))
+
+    def _has_marks(self) -> bool:
+        return any(entry.name == _OPEN_RUNS for entry in listed(self.directory))
+
+    def _mark_older(self) -> None:
+        """Mark the run folders that an older release left open, once."""
+        if not self._has_marks():
+            for run in self._runs():
+                if _has(str(run), CLAIM_FILE):
+                    self._mark_open(run)
 
     def _record_path(self, name: str) -> Path:
         return self.folder(name) / _RECORD_FILE
@@ -360,7 +438,8 @@ class Registry:
             elif not {_RECORD_FILE, _LOCK_FILE} & {entry.name for entry in listed(folder)}:  # empty, or a user's files
                 return None
             try:
-                descriptor = os.open(folder / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                descriptor = os.open(folder / _LOCK_FILE, flags, 0o600)
             except OSError as error:
                 if make and isinstance(error, FileNotFoundError):  # removed just now
                     continue
@@ -394,10 +473,7 @@ class Registry:
             write_private(mended, record_to_json(record))
             if kept:
                 make_folder(self.state_directory, aside.parent)
-                try:
-                    os.link(path, aside, follow_symlinks=False)  # a link, so that there is a record all the time
-                except OSError:
-                    path.rename(aside)
+                _set_aside(path, aside, record)
             mended.replace(path)
         return record
 
@@ -406,6 +482,35 @@ class Registry:
             f"the state folder {self.directory} cannot be used: {error.strerror or error} ({error.filename}); "
             "make it writable or set state-directory in the configuration to another folder"
         )
+
+
+def _set_aside(path: Path, aside: Path, record: Record) -> None:
+    """Keep what stands in a record's place: a file of ours without the values of env, anything else as it is.
+
+    Parameters
+    ----------
+    path, aside : Path
+        Where it stands, and where it is to go.
+    record : Record
+        What is known of the cluster.
+    """
+    content: bytes | None = None
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                with os.fdopen(descriptor, "rb", closefd=False) as file:
+                    content = file.read(_MOST_CHARACTERS)
+        finally:
+            os.close(descriptor)
+    if content is None:
+        path.rename(aside)
+        return
+    content = _ENV.sub(rb"\1{}", content)
+    env = record.settings.get("env")
+    for value in env.values() if isinstance(env, dict) else ():
+        content = content.replace(json.dumps(value).encode(), b'""')
+    write_private(aside, content)  # a copy, so that there is a record all the time
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

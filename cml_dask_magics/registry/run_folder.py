@@ -5,6 +5,7 @@ If a record is broken or deleted, this folder is all that is known of the cluste
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -12,9 +13,19 @@ import secrets
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from cml_dask_magics.model.record import Launch, Owner, Record, SessionRecord, record_from_json
-from cml_dask_magics.registry.files import named, remove, write_private
+from cml_dask_magics.model.record import SESSION, Launch, Owner, Record, SessionRecord, record_from_json
+from cml_dask_magics.model.words import clean
+from cml_dask_magics.registry.files import (
+    listed,
+    named,
+    open_private,
+    read_private,
+    remove,
+    why_not_private,
+    write_private,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,39 +42,59 @@ LOGS = "logs"
 # In every run folder that we made; a folder without it is never removed.
 MARK = ".cml-dask-magics"
 _RUN_FOLDER = re.compile(r"([A-Za-z0-9_-]{1,40})-[0-9a-f]{8}")
-# All files beside the logs; `certificates` writes the last three.
+# `certificates` writes them.
+CERTIFICATES = ("ca.pem", "cert.pem", "key.pem")
+# All files beside the logs.
 _NAMES = (
     CLAIM_FILE, SCHEDULER_FILE, FORMER_SCHEDULER_FILE, SCHEDULER_SESSION_FILE,
     SESSION_DATA, SESSION_PROGRAM, SESSION_KEEPER, SESSION_GUARDS,
 )  # fmt: skip
-_FILES = named(*_NAMES, "ca.pem", "cert.pem", "key.pem")
-_LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)" + re.escape(LOG_SUFFIX))
+_FILES = named(*_NAMES, *CERTIFICATES)
+_LOG = re.compile(rf"({SESSION.pattern})" + re.escape(LOG_SUFFIX))
 _TAIL_BYTES = 65536
 _NOBODY = Owner("", "", 0)
 
 
 def session_logs(folder: Path) -> dict[str, Path]:
-    """The log files in a folder, by session id."""
+    """The log files in a folder, by session id; only those that this user's sessions can have written."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for entry in sorted(listed(folder), key=lambda entry: entry.name):
+            match = _LOG.fullmatch(entry.name)
+            if match is not None and not _why_not_private(entry):
+                found[match[1]] = folder / entry.name
+    return found
+
+
+def _why_not_private(entry: os.DirEntry[str]) -> str:
     try:
-        matches = {entry.name: _LOG.fullmatch(entry.name) for entry in os.scandir(folder)}
-    except OSError:
-        return {}
-    return {match[1]: folder / name for name, match in sorted(matches.items()) if match is not None}
+        return why_not_private(entry.stat(follow_symlinks=False))
+    except FileNotFoundError:  # listed, but not found: a network file system may remember that it was missing
+        return "" if entry.is_file(follow_symlinks=False) else "it is gone"
 
 
 def read_tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a file that may be long, binary or missing."""
+    """The last lines of a file that may be long, binary or missing, safe to show."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()[-lines:]
+        with os.fdopen(open_private(path), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            return [clean(line) for line in file.read(2 * _TAIL_BYTES).decode(errors="replace").splitlines()[-lines:]]
     except OSError:
         return []
 
 
+def uses_tls(record: Record, run: Path) -> bool:
+    """Whether a cluster was started with TLS: one that has certificates was, whatever its record says."""
+    with contextlib.suppress(OSError):
+        if {entry.name for entry in listed(run)} & set(CERTIFICATES):
+            return True
+    return record.settings.get("tls") is not False
+
+
 def scheduler_session(run: Path) -> str:
     """The id of the session in which the scheduler runs; empty while it has not started."""
-    return _read_text(run / SCHEDULER_SESSION_FILE)
+    session = _read_text(run / SCHEDULER_SESSION_FILE)
+    return session if SESSION.fullmatch(session) else ""
 
 
 def cluster_of(run: str) -> str:
@@ -116,9 +147,10 @@ def salvaged_record(name: str, run: Path | None) -> Record:
     """
     if run is None:
         return Record(name, secrets.token_hex(4), "", time.time(), _NOBODY, settings={}, requested=0, state="stopping")
-    try:
-        claimed = record_from_json((run / CLAIM_FILE).read_text())
-    except (OSError, ValueError):
+    claimed: Record | None = None
+    with contextlib.suppress(OSError, ValueError):
+        claimed = record_from_json(read_private(run / CLAIM_FILE))
+    if claimed is None or claimed.name != name or run.name != f"{name}-{claimed.token}":
         token = run.name.rpartition("-")[2]
         claimed = Record(name, token, "", time.time(), _NOBODY, settings={}, requested=0)
     scheduler = scheduler_session(run)
@@ -155,16 +187,21 @@ def session_record(record: Record, session: str, scheduler: str) -> SessionRecor
     return SessionRecord(
         id=session,
         role="scheduler" if is_scheduler else "worker",
-        cpu=record.settings.get(f"{prefix}cpu", 0),
-        memory_gib=record.settings.get(f"{prefix}memory_gib", 0),
-        gpu=0 if is_scheduler else record.settings.get("gpu", 0),
+        cpu=_size(record.settings.get(f"{prefix}cpu")),
+        memory_gib=_size(record.settings.get(f"{prefix}memory_gib")),
+        gpu=0 if is_scheduler else int(_size(record.settings.get("gpu"))),
         launched_at=time.time(),
         launched_from=record.owner.session,
     )
 
 
+def _size(value: Any) -> float:
+    """A size in a record's settings, which nobody has checked; 0 if it can be none."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**6 else 0
+
+
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text()
+        return read_private(path)
     except (OSError, ValueError):
         return ""

@@ -7,7 +7,7 @@ import json
 import statistics
 from pathlib import Path
 
-from cml_dask_magics.registry.files import write_private
+from cml_dask_magics.registry.files import read_private, write_private
 
 _FILE = "starts.json"
 _KEPT_STARTS = 10
@@ -38,7 +38,8 @@ def usual_start_s(folder: Path, backend: str) -> float | None:
 
 def _read(folder: Path) -> dict[str, list[float]]:
     try:
-        starts = json.loads((folder / _FILE).read_text())
-        return {str(backend): [float(took_s) for took_s in each] for backend, each in starts.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        starts = json.loads(read_private(folder / _FILE))
+        read = {str(backend): [float(took_s) for took_s in each] for backend, each in starts.items()}
+        return {backend: [took_s for took_s in each if 0 <= took_s < 1e9] for backend, each in read.items()}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}

@@ -368,6 +368,8 @@ def test_what_was_launched_is_stopped_by_a_later_kernel_that_never_saw_it_start(
 def test_another_session_of_the_project_can_end_the_cluster(cluster, make_fleet, registry, ours):
     cluster.launches.launch("scheduler", 1)
     cluster.launches.launch("worker", 2)
+    for session in ours():
+        log(cluster, session)
     ended = make_fleet(session=OTHER, again=True).end()
     assert ended.sessions == 3
     assert ours() == []

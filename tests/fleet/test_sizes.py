@@ -90,8 +90,8 @@ def test_more_workers_than_this_machine_can_hold_are_refused_with_what_to_do():
         sizes.fitted_together(settings(n_workers=60), machine(8), as_typed)
     with pytest.raises(ValueError, match=r"no room for 9 workers .* but for 5; .* with a smaller --memory"):
         sizes.check_number(9, settings(memory_gib=2), machine(8))
-    sizes.check_number(400, settings(memory_gib=2), CML)
-    assert sizes.most_sessions(settings(memory_gib=2), CML) == 500
+    sizes.check_number(100, settings(memory_gib=2), CML)
+    assert sizes.most_sessions(settings(memory_gib=2), CML) == 100
 
 
 def test_what_is_too_little_for_dask_is_refused_and_what_is_hardly_enough_is_told():

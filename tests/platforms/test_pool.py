@@ -314,7 +314,7 @@ class Watcher:
     def __init__(self, pool, ids):
         self.told = []
         self.news = threading.Event()
-        self.unwatch = pool.watch(lambda: ids, self.tell)
+        self.unwatch = pool.watch(lambda: ids, self.tell, lambda _: True)
 
     def tell(self, infos):
         self.told.append(infos)
@@ -401,7 +401,7 @@ def test_one_cluster_that_cannot_take_the_news_does_not_blind_the_others(pool, w
         asked.set()
         raise OSError("No space left on device")
 
-    unwatch = pool.watch(lambda: ids, stumble)
+    unwatch = pool.watch(lambda: ids, stumble, lambda _: True)
     try:
         assert asked.wait(60)
         watcher = watch(ids)

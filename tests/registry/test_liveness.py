@@ -43,7 +43,7 @@ def test_a_scheduler_that_listens_answers(tmp_path, listener):
 
 
 def test_a_scheduler_that_only_its_file_knows_of_answers(tmp_path, listener):
-    (tmp_path / "scheduler.json").write_text(json.dumps({"address": f"tcp://127.0.0.1:{listener}"}))
+    (tmp_path / "scheduler.json").write_text(json.dumps({"address": f"tls://127.0.0.1:{listener}"}))
     assert liveness(make_record(), tmp_path, 1) == "answers"
 
 

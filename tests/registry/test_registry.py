@@ -411,7 +411,7 @@ TEXT = st.text(max_size=20)
 FLOATS = st.floats(0, 1e11)
 SESSIONS = st.builds(
     SessionRecord,
-    id=st.text(min_size=1, max_size=16),
+    id=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True),
     role=st.sampled_from(["scheduler", "worker"]),
     cpu=FLOATS,
     memory_gib=FLOATS,
@@ -427,7 +427,7 @@ SESSIONS = st.builds(
     ip_address=st.none() | TEXT,
     app_url=st.none() | TEXT,
 )
-OWNERS = st.builds(Owner, TEXT, TEXT, st.integers(0))
+OWNERS = st.builds(Owner, TEXT, TEXT, st.integers(0, 2**22))
 LAUNCHES = st.builds(
     Launch, TEXT, st.sampled_from(["scheduler", "worker"]), st.integers(0, 9), FLOATS, OWNERS, st.booleans()
 )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from cml_dask_magics.fleet import fleet, launches, opening, orphans, supervisor
+from cml_dask_magics.fleet import fleet, launches, opening, orphans, proof, supervisor
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.fleet.supervisor import Seen, Supervisor, Todo
 from cml_dask_magics.model import lifecycle
@@ -30,7 +30,7 @@ from cml_dask_magics.registry import lease, liveness, registry, run_folder
 from cml_dask_magics.registry.registry import NameTakenError, Registry, RegistryError
 from support.memory_platform import MemoryAPI, MemorySession, Workspace
 
-_OF_THE_FLEET = (opening, fleet, launches, orphans, supervisor)
+_OF_THE_FLEET = (opening, fleet, launches, orphans, proof, supervisor)
 _MODULES = (*_OF_THE_FLEET, lease, lifecycle, liveness, record_module, registry, run_folder, pool)
 EXPECTED = (RegistryError, NameTakenError, StillUpError, PlatformError, KeyError, RuntimeError)
 
@@ -243,7 +243,7 @@ class World:
                 raise
 
     def hold(self, kernel: Kernel, cluster: Fleet, ends_it: bool) -> Held:
-        watch = pool._Watch(cluster.visible, cluster.observe)
+        watch = pool._Watch(cluster.visible, cluster.observe, cluster.proof.of)
         held = Held(cluster, Supervisor(cluster), watch, self.clock.now, ends_it)
         kernel.held[cluster.record.name] = held
         return held

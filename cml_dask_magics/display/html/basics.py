@@ -5,8 +5,9 @@ from __future__ import annotations
 from html import escape
 
 from cml_dask_magics.display.html.looks import Dress
-from cml_dask_magics.display.safe import clean, safe_url
+from cml_dask_magics.display.safe import safe_url
 from cml_dask_magics.display.words import SIGNS
+from cml_dask_magics.model.words import clean
 
 _INKS = {
     "running": "good",

@@ -11,9 +11,8 @@ import ipywidgets
 from cml_dask_magics.display.actions import PanelActions
 from cml_dask_magics.display.html.looks import classed
 from cml_dask_magics.display.panel.widgets import WRAP, boxed, button, change, number, show
-from cml_dask_magics.display.safe import clean
 from cml_dask_magics.model.status import ClusterStatus, SessionStatus
-from cml_dask_magics.model.words import plural, unit
+from cml_dask_magics.model.words import clean, plural, unit
 
 if TYPE_CHECKING:
     from cml_dask_magics.display.panel.log_view import LogView

@@ -28,10 +28,10 @@ from cml_dask_magics.display.panel.widgets import (
     show,
 )
 from cml_dask_magics.display.panel.worker_table import WorkerTable
-from cml_dask_magics.display.safe import clean
 from cml_dask_magics.display.text import ended_line, status_line, to_text
 from cml_dask_magics.display.words import MAX_EVENTS, MORE_EVENTS, Kind, totals, utc_now
 from cml_dask_magics.model.status import ClusterStatus, SessionStatus
+from cml_dask_magics.model.words import clean
 
 _BUSY = "The notebook is busy: buttons act when the cell is done."
 

@@ -1,0 +1,98 @@
+"""Whether a session on record is the cluster's: a record is a file, and what it says may be wrong.
+
+A session is taken for the cluster's if this kernel launched it, if its workers are connected to the cluster's
+scheduler, or if it wrote its log into the cluster's folder, as the first thing that it does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Set
+
+from cml_dask_magics.model.lifecycle import SessionInfo
+from cml_dask_magics.model.times import Times
+from cml_dask_magics.platforms.api import PlatformError
+from cml_dask_magics.platforms.pool import SessionPool
+from cml_dask_magics.registry.journal import Journal
+from cml_dask_magics.registry.run_folder import LOGS, scheduler_session, session_logs
+
+
+class Proof:
+    """Tells a cluster's sessions from others that stand in its record.
+
+    All methods block and may be called from any thread.
+
+    Parameters
+    ----------
+    journal : Journal
+        The cluster's record.
+    pool : SessionPool
+    times : Times
+    """
+
+    def __init__(self, journal: Journal, pool: SessionPool, times: Times) -> None:
+        self._journal = journal
+        self._pool = pool
+        self._times = times
+        self._connected: set[str] = set()
+
+    def note_connected(self, sessions: Collection[str]) -> None:
+        """Take note of sessions whose workers are connected to the cluster's scheduler."""
+        self._connected.update(sessions)
+
+    def of(self, session: str) -> bool:
+        """Whether there is proof that a session is the cluster's."""
+        return bool(self._proven({session}))
+
+    def may_be_stopped(self, sessions: Collection[str]) -> set[str]:
+        """Those of `sessions` that are the cluster's, or have ended, or were launched for it and have not started."""
+        return self._look(sessions)[0]
+
+    def wait_for(self, sessions: Collection[str], deadline: float) -> bool:
+        """Wait until some of `sessions` may be stopped; False at the `deadline`, or after `Times.suspects_s`.
+
+        A session that was just started, or a network file system, may take so long to show a log. One that starts later
+        ends by itself, if it finds that its cluster has ended.
+
+        Raises
+        ------
+        PlatformError
+            If there is no listing until then.
+        """
+        deadline = min(deadline, time.monotonic() + self._times.suspects_s)
+        while sessions:
+            ours, failure = self._look(sessions)
+            if ours:
+                return True
+            if time.monotonic() > deadline:
+                if failure is not None:
+                    raise failure
+                break
+            time.sleep(0.2)
+        return False
+
+    def _look(self, sessions: Collection[str]) -> tuple[set[str], PlatformError | None]:
+        """Which of `sessions` may be stopped, and why there is no listing, if it was needed and failed."""
+        proven = self._proven(set(sessions))
+        unproven = set(sessions) - proven
+        if not unproven:
+            return proven, None
+        try:
+            listing = self._pool.listing()
+        except PlatformError as error:
+            return proven, error
+        harmless = {session for session in unproven if session in listing and self._is_harmless(listing[session])}
+        return proven | harmless, None
+
+    def _proven(self, sessions: Set[str]) -> set[str]:
+        proven = set(sessions & (self._pool.launched | self._connected))
+        if unproven := sessions - proven:
+            folder = self._journal.folder
+            proven |= unproven & {*session_logs(folder / LOGS), scheduler_session(folder)}
+        return proven
+
+    def _is_harmless(self, info: SessionInfo) -> bool:
+        """Whether a session has ended, or may well be one of the cluster's that has not started."""
+        since = self._journal.record.created_at - self._times.clocks_differ_s
+        is_older = info.created_at is not None and info.created_at < since
+        return info.phase == "ended" or (info.phase == "pending" and not is_older)
