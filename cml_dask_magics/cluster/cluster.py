@@ -465,7 +465,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         The stream ends when its connection breaks, and serves one kernel at a time. It is quicker than the feed: what
         it lacks when the feed has reported it twice, it has missed.
         """
-        differ = self._scheduler.figures.keys() ^ self.scheduler_info["workers"].keys()
+        ours, dasks = self._scheduler.figures.keys(), self.scheduler_info["workers"].keys()
+        differ = ours ^ dasks if ours != dasks else set()
         if self._incomplete or (differ if everything else differ & self._differed):
             await self._ask_dask()
         else:

@@ -37,40 +37,53 @@ def setup(scheduler: Any) -> dict[str, Any]:
     """What a feed has sent, as it begins. From the first feed on, the scheduler notes troubles."""
     if PLUGIN not in scheduler.plugins:
         scheduler.add_plugin(Troubles(scheduler), name=PLUGIN)
-    return {"figures": {}, "troubles": 0}
+    return {"workers": {}, "numbered": 0, "troubles": 0}
 
 
 def report(scheduler: Any, sent: dict[str, Any]) -> dict[str, Any]:
-    """What has changed since the feed's last message."""
-    figures_sent = sent["figures"]
-    changed = {}
+    """What has changed since the feed's last message.
+
+    Figures are in columns of numbers, which take a third of the time to send and read that rows with addresses do.
+    """
+    workers = sent["workers"]  # by address: the number that stands for it on this feed, what stays, its figures
+    new, columns = [], ([], [], [], [], [], [])  # type: ignore[var-annotated]
     for address, worker in scheduler.workers.items():
         metrics = worker.metrics
         tasks = metrics.get("task_counts", {})
-        # Whole per cent and MiB: smaller changes do not show on the screen.
-        figures = (
+        stays = (
             str(worker.name),
             worker.nthreads,
             worker.memory_limit or 0,
             worker.extra.get("session_memory", 0),  # see `in_session.tell_room`
+        )
+        # Whole per cent and MiB: smaller changes do not show on the screen.
+        figures = (
             round(metrics.get("cpu", 0)),
-            metrics.get("memory", 0) >> 20 << 20,
-            int(metrics.get("spilled_bytes", {}).get("disk", 0)) >> 20 << 20,
+            metrics.get("memory", 0) >> 20,
+            int(metrics.get("spilled_bytes", {}).get("disk", 0)) >> 20,
             tasks.get("executing", 0) + tasks.get("long-running", 0),
             worker.status.name == "paused",
         )
-        if figures_sent.get(address) != figures:
-            changed[address] = figures_sent[address] = figures
-    gone = [address for address in figures_sent if address not in scheduler.workers]
+        number, stayed, before = workers.get(address, (0, None, None))
+        if stayed != stays:
+            sent["numbered"] = number = sent["numbered"] + 1
+            new.append((number, address, *stays))
+        elif before == figures:
+            continue
+        workers[address] = number, stays, figures
+        for column, figure in zip(columns, (number, *figures), strict=True):
+            column.append(figure)
+    gone = [address for address in workers if address not in scheduler.workers]
     for address in gone:
-        del figures_sent[address]
+        del workers[address]
     try:
         troubles, sent["troubles"] = scheduler.plugins[PLUGIN].news(sent["troubles"])
     except Exception:  # the figures must come, whatever this misses
         troubles = []
     since = scheduler.check_idle()
     return {
-        "changed": changed,
+        "new": new,
+        "figures": columns,
         "gone": gone,
         "troubles": troubles,
         "idle_s": max(0.0, time.time() - since) if since else None,

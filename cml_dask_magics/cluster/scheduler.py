@@ -229,8 +229,9 @@ class SchedulerView:
             # Not Dask's run_function, which logs each call in the scheduler.
             functions = {"setup": as_sent(setup), "function": as_sent(report)}
             await comm.write({"op": "feed", **functions, "interval": interval_s})
+            workers: dict[int, list[Any]] = {}
             while True:
-                yield _read(await comm.read())
+                yield _read(await comm.read(), workers)
         finally:
             comm.abort()
 
@@ -279,11 +280,27 @@ def _sample(workers: Collection[WorkerFigures]) -> Sample:
     )
 
 
-def _read(answer: Any) -> _News:
-    """A message of the feed; the scheduler may answer with an error instead."""
-    if not isinstance(answer, Mapping) or "changed" not in answer:
+def _read(answer: Any, workers: dict[int, list[Any]]) -> _News:
+    """A message of the feed; the scheduler may answer with an error instead.
+
+    Parameters
+    ----------
+    answer : Any
+        See `in_scheduler.report`.
+    workers : dict
+        What stays of each worker, by the number that stands for it on this feed; kept up to date.
+    """
+    if not isinstance(answer, Mapping) or "figures" not in answer:
         raise OSError(f"the scheduler did not send the figures of its workers: {answer!r:.300}")
-    changed = {address: WorkerFigures(address, *figures) for address, figures in answer["changed"].items()}
+    for number, *stays in answer["new"]:
+        workers[number] = stays
+    changed = {}
+    for number, cpu_percent, memory_mib, spilled_mib, executing, is_paused in zip(*answer["figures"], strict=True):
+        address, name, nthreads, limit_bytes, session_bytes = workers[number]
+        changed[address] = WorkerFigures(
+            address, name, nthreads, limit_bytes, session_bytes,
+            cpu_percent, memory_mib << 20, spilled_mib << 20, executing, is_paused,
+        )  # fmt: skip
     try:
         troubles = msgspec.convert(answer["troubles"], tuple[Trouble, ...])
     except msgspec.ValidationError:  # another release's

@@ -100,6 +100,8 @@ class Fleet:
         self._infos: dict[str, SessionInfo] = {}
         self._lost: dict[str, SessionRecord] = {}
         self._unwatch: Callable[[], None] | None = None
+        # `session_of`, and the sessions that it is for: they seldom change, and it is asked for every second.
+        self._reader: tuple[tuple[SessionRecord, ...], Callable[[Any], str]] | None = None
 
     @property
     def record(self) -> Record:
@@ -119,7 +121,11 @@ class Fleet:
     @property
     def session_of(self) -> Callable[[Any], str]:
         """From a worker's name to its session; Dask's scheduler can be sent it."""
-        return session_reader(self.settings.processes, frozenset(session.id for session in self.record.sessions))
+        sessions = self.record.sessions
+        if self._reader is None or self._reader[0] is not sessions:
+            ids = frozenset(session.id for session in sessions)
+            self._reader = sessions, session_reader(self.settings.processes, ids)
+        return self._reader[1]
 
     def liveness(self) -> Liveness:
         """Whether the cluster answers, by a connection to its scheduler."""

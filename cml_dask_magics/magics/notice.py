@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +17,7 @@ def notice() -> str:
     """One line about clusters on record that this kernel does not hold; empty if there are none."""
     try:
         directory = state_directory()
-        if not any((root / "clusters").is_dir() for root in (directory / PRIVATE_FOLDER, directory)):
+        if not _may_have_clusters(directory):
             return ""
         # Imported here to keep `%load_ext` quick: most users have no cluster running.
         from cml_dask_magics.registry.liveness import liveness
@@ -52,6 +54,18 @@ def notice() -> str:
     if silent:
         parts.append(f"on record, but not answering: {', '.join(silent)} (%dask_down {silent[0]} clears what is left)")
     return f"Dask clusters {'; '.join(parts)}" if parts else ""
+
+
+def _may_have_clusters(directory: Path) -> bool:
+    """Whether a state folder has anything of a cluster that may run, by a look that takes no other module."""
+    private = directory / PRIVATE_FOLDER
+    if (private / "clusters").is_dir() and not (private / "open").is_dir():  # an older release's: see `Registry`
+        return True
+    for folder in (private / "clusters", private / "open", directory / "clusters"):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            if any(entries):
+                return True
+    return False
 
 
 def cluster_names() -> list[str]:

@@ -303,3 +303,22 @@ def test_it_runs_where_this_package_is_not_installed(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", code, *sent], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert ran.returncode == 0, ran.stderr
     assert PLUGIN in ran.stdout
+
+
+def test_a_feed_tells_what_changed_in_columns_of_numbers(scheduler: Scheduler) -> None:
+    told = setup(scheduler)
+    addresses = [scheduler.add(name) for name in ("ab12", "cd34")]
+    first = report(scheduler, told)
+    assert first["new"] == [(1, addresses[0], "ab12", 1, 600 * MIB, 0), (2, addresses[1], "cd34", 1, 600 * MIB, 0)]
+    assert first["figures"] == ([1, 2], [0, 0], [500, 500], [0, 0], [0, 0], [False, False])
+    assert not any(report(scheduler, told)["figures"])
+    scheduler.workers[addresses[1]].metrics = {"cpu": 99.6, "memory": 7 * MIB + 1, "task_counts": {"executing": 3}}
+    changed = report(scheduler, told)
+    assert changed["new"] == [] and changed["figures"] == ([2], [100], [7], [0], [3], [False])
+    # What stays the same of most workers may change of one: it is told as a new one.
+    scheduler.workers[addresses[0]].nthreads = 4
+    again = report(scheduler, told)
+    assert again["new"] == [(3, addresses[0], "ab12", 4, 600 * MIB, 0)] and again["figures"][0] == [3]
+    scheduler.remove(addresses[0])
+    assert report(scheduler, told)["gone"] == [addresses[0]]
+    assert report(scheduler, told)["gone"] == []
