@@ -96,6 +96,8 @@ def _owner_may_live(record: Record) -> bool:
     if not kernel_may_live(record.owner):
         return False
     # Kernels on other hosts cannot be checked, and process ids are reused: so there is a time limit too.
-    timeout_s = record.settings.get("timeout_s")
-    limit_s = (timeout_s if isinstance(timeout_s, (int, float)) else 0.0) + _START_SLACK_S
+    timeout_s = record.settings.get("timeout_s")  # which nobody has checked
+    if not isinstance(timeout_s, (int, float)) or not 0 <= timeout_s < 2e11:
+        timeout_s = 0.0
+    limit_s = timeout_s + _START_SLACK_S
     return time.time() < record.created_at + limit_s

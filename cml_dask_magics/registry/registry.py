@@ -509,7 +509,8 @@ def _set_aside(path: Path, aside: Path, record: Record) -> None:
     content = _ENV.sub(rb"\1{}", content)
     env = record.settings.get("env")
     for value in env.values() if isinstance(env, dict) else ():
-        content = content.replace(json.dumps(value).encode(), b'""')
+        if isinstance(value, str):
+            content = content.replace(json.dumps(value).encode(), b'""')
     write_private(aside, content)  # a copy, so that there is a record all the time
 
 

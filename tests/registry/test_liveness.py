@@ -136,3 +136,10 @@ def test_looking_imports_no_dask():
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("timeout_s", [10**400, float("nan"), float("inf"), -1, "soon", None])
+def test_a_timeout_that_can_be_none_is_none(tmp_path, timeout_s):
+    assert liveness(make_record(settings={"timeout_s": timeout_s}), tmp_path, 1) == "starting"
+    record = make_record(settings={"timeout_s": timeout_s}, created_at=time.time() - 1000)
+    assert liveness(record, tmp_path, 1) == "silent"

@@ -196,6 +196,7 @@ BROKEN = {
     "a session of the next universe": lambda data: data["sessions"][0].update(running_at=1e18),
     "a number beyond all": lambda data: data.update(requested=10**400),
     "not a number": lambda data: data.update(core_s=float("nan")),
+    "a timeout beyond all": lambda data: data["settings"].update(timeout_s=10**400),
     "another name": lambda data: data.update(name="other"),
 }
 
