@@ -106,16 +106,24 @@ def scattered_data_is_where_it_was_sent(client: Client) -> None:
 
 
 def broadcast_data_is_on_every_worker(client: Client) -> None:
-    everywhere = client.scatter(np.arange(1000), broadcast=True)
-    (where,) = client.who_has([everywhere]).values()
-    assert set(where) == set(client.nthreads())
+    def lies_on() -> set[str]:
+        everywhere = client.scatter(np.arange(1000), broadcast=True)
+        (where,) = client.who_has([everywhere]).values()
+        return set(where)
+
+    # Every two seconds Dask's memory manager drops copies that no task needs: perhaps just before one looks.
+    assert any(lies_on() == set(client.nthreads()) for _ in range(5))
 
 
 def data_can_be_replicated_and_moved(client: Client) -> None:
     one, other = client.nthreads()
     data = client.scatter([bytes(1000) for _ in range(4)], workers=[one])
-    client.replicate(data[:1], n=2)
-    assert set(client.who_has(data[:1])[data[0].key]) == {one, other}
+
+    def lies_on() -> set[str]:
+        client.replicate(data[:1], n=2)
+        return set(client.who_has(data[:1])[data[0].key])
+
+    assert any(lies_on() == {one, other} for _ in range(5))  # as above
     client.rebalance()
     assert client.gather(data) == [bytes(1000)] * 4
 
