@@ -114,6 +114,7 @@ def test_output_without_an_end_is_shown_and_what_comes_last_of_all_is_not_lost(t
         os.close(descriptor)
 
 
+@pytest.mark.long
 def test_a_sessions_log_is_bounded_whatever_its_tasks_print(state: Path) -> None:
     def shout() -> None:
         for number in range(240):
