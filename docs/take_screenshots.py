@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from PIL import Image
-from support.jupyter_in_session import browser_page, jupyter, run_all, set_panel_width, write_notebook
+from support.jupyter_in_session import browser_page, jupyter, open_notebook, run_all, set_panel_width, write_notebook
 from workspace import Session, Workspace
 
 UP = "%load_ext cml_dask_magics\n%dask_up 4 --cpu 2 --memory 8"
@@ -35,7 +35,7 @@ DARK = '{"theme": "JupyterLab Dark"}'
 
 def take(page: Any, address: str, folder: Path, suffix: str) -> None:
     """Walk one notebook through starting, running and stopped."""
-    page.goto(f"{address}/lab/tree/panel.ipynb")
+    open_notebook(page, address, "panel.ipynb")
     run_all(page)
     panel = page.locator(".cdm-panel").first
     panel.wait_for()
@@ -67,7 +67,7 @@ def take(page: Any, address: str, folder: Path, suffix: str) -> None:
 
 def fail(page: Any, address: str, folder: Path, suffix: str) -> None:
     """A start that fails."""
-    page.goto(f"{address}/lab/workspaces/failing/tree/failing.ipynb")
+    open_notebook(page, address, "failing.ipynb")
     run_all(page)
     page.get_by_text("did not start").first.wait_for()
     page.wait_for_timeout(1500)
@@ -76,7 +76,7 @@ def fail(page: Any, address: str, folder: Path, suffix: str) -> None:
 
 def several(page: Any, address: str, folder: Path, suffix: str) -> None:
     """Three clusters, of which one has been stopped."""
-    page.goto(f"{address}/lab/workspaces/several/tree/several.ipynb")
+    open_notebook(page, address, "several.ipynb")
     run_all(page)
     shown = page.locator(".cdm-several")
     shown.get_by_text("● etl: running").wait_for()

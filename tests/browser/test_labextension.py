@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import yaml
 from playwright.sync_api import expect
-from support.jupyter_in_session import CHROMIUM, browser_page, jupyter, run_all, write_notebook
+from support.jupyter_in_session import CHROMIUM, browser_page, jupyter, open_notebook, run_all, write_notebook
 from support.notebook import Notebook
 from support.readme import readme_configuration
 from workspace import Session, Workspace
@@ -137,7 +137,7 @@ def test_its_panes_show_the_cluster_of_the_notebook(state: Path, tmp_path: Path)
     write_notebook(tmp_path / "panes.ipynb", ["%load_ext cml_dask_magics\n%dask_up 2 --local", work])
     session = cast("Session", ThisMachine(tmp_path / "config"))
     with jupyter(session, tmp_path) as server, browser_page(viewport={"width": 1600, "height": 1000}) as page:
-        page.goto(f"{server}/lab/tree/panes.ipynb")
+        open_notebook(page, server, "panes.ipynb")
         run_all(page)
         panel = page.locator(".cdm-panel").first
         panel.get_by_text("2 of 2 workers").first.wait_for()

@@ -15,6 +15,7 @@ from support.jupyter_in_session import (
     browser_page,
     end_kernels,
     jupyter,
+    open_notebook,
     run_all,
     save,
     set_panel_width,
@@ -34,16 +35,16 @@ pytestmark = [
 UP = "%load_ext cml_dask_magics\n%dask_up 2"
 
 
-@pytest.mark.parametrize(("app", "place"), [("jupyterlab", "lab/tree"), ("notebook", "notebooks")])
+@pytest.mark.parametrize("app", ["jupyterlab", "notebook"])
 def test_the_panel_is_seen_starting_scales_stops_and_survives_a_reload(
-    notebook: Notebook, tmp_path: Path, app: str, place: str
+    notebook: Notebook, tmp_path: Path, app: str
 ) -> None:
     workspace = notebook.workspace
     workspace.configure(start_delay_s=3)
     write_notebook(tmp_path / "panel.ipynb", [UP])
     try:
         with jupyter(notebook.session, tmp_path, app) as address, browser_page() as page:
-            page.goto(f"{address}/{place}/panel.ipynb")
+            open_notebook(page, address, "panel.ipynb", app)
             run_all(page)
             panel = page.locator(".cdm-panel").first
             panel.get_by_text("0 of 2 workers").first.wait_for()
@@ -89,7 +90,7 @@ def test_buttons_work_while_a_cell_computes_or_say_that_they_wait(
     """They work where the kernel has subshells, as ipykernel has since 7.0."""
     write_notebook(tmp_path / "panel.ipynb", ["%load_ext cml_dask_magics\n%dask_up 1", LONG])
     with jupyter(notebook.session, tmp_path, ipykernel=ipykernel) as address, browser_page() as page:
-        page.goto(f"{address}/lab/tree/panel.ipynb")
+        open_notebook(page, address, "panel.ipynb")
         run_all(page)
         panel = page.locator(".cdm-panel").first
         panel.get_by_text("1 of 1 worker").first.wait_for()
@@ -123,7 +124,7 @@ def test_buttons_work_while_a_cell_computes_or_say_that_they_wait(
 def test_interrupt_ends_the_cell_and_not_what_a_button_began(notebook: Notebook, tmp_path: Path) -> None:
     write_notebook(tmp_path / "panel.ipynb", ["%load_ext cml_dask_magics\n%dask_up 1", LONG])
     with jupyter(notebook.session, tmp_path) as address, browser_page() as page:
-        page.goto(f"{address}/lab/tree/panel.ipynb")
+        open_notebook(page, address, "panel.ipynb")
         run_all(page)
         panel = page.locator(".cdm-panel").first
         panel.get_by_text("1 of 1 worker").first.wait_for()
@@ -188,7 +189,7 @@ def test_each_control_does_what_it_says(notebook: Notebook, tmp_path: Path) -> N
     write_notebook(tmp_path / "panel.ipynb", [UP])
     with jupyter(notebook.session, tmp_path) as address, browser_page() as page:
         page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
-        page.goto(f"{address}/lab/tree/panel.ipynb")
+        open_notebook(page, address, "panel.ipynb")
         run_all(page)
         panel = page.locator(".cdm-panel").first
         panel.get_by_text("2 of 2 workers").first.wait_for()
@@ -263,7 +264,7 @@ def test_each_control_does_what_it_says(notebook: Notebook, tmp_path: Path) -> N
 def test_the_workers_of_a_session_unfold_by_the_keyboard_and_stay_so(notebook: Notebook, tmp_path: Path) -> None:
     write_notebook(tmp_path / "panel.ipynb", ["%load_ext cml_dask_magics\n%dask_up 1 --cpu 2 --memory 3 --processes 2"])
     with jupyter(notebook.session, tmp_path) as address, browser_page() as page:
-        page.goto(f"{address}/lab/tree/panel.ipynb")
+        open_notebook(page, address, "panel.ipynb")
         run_all(page)
         panel = page.locator(".cdm-panel").first
         panel.get_by_text("1 of 1 session, 2 workers").first.wait_for()
@@ -296,7 +297,7 @@ def test_several_clusters_are_one_list_that_follows_them(notebook: Notebook, tmp
     ]
     write_notebook(tmp_path / "several.ipynb", cells)
     with jupyter(notebook.session, tmp_path) as address, browser_page() as page:
-        page.goto(f"{address}/lab/tree/several.ipynb")
+        open_notebook(page, address, "several.ipynb")
         run_all(page)
         several = page.locator(".cdm-several")
         several.get_by_text("● first: running · 1 of 1 worker").wait_for()
@@ -344,7 +345,7 @@ def test_a_notebook_whose_kernel_is_gone_shows_the_cluster_as_it_was(notebook: N
     path = tmp_path / "panel.ipynb"
     write_notebook(path, [UP])
     with jupyter(notebook.session, tmp_path, "notebook") as address, browser_page() as page:
-        page.goto(f"{address}/notebooks/panel.ipynb")
+        open_notebook(page, address, "panel.ipynb", "notebook")
         run_all(page)
         page.locator(".cdm-panel").get_by_text("2 of 2 workers").first.wait_for()
         assert not page.get_by_text("As it was at").is_visible(), "the live panel stands alone"

@@ -62,6 +62,7 @@ def jupyter(session: Session, folder: Path, app: str = "jupyterlab", ipykernel: 
     )
     argv = [sys.executable, "-m", app, "--no-browser", "--allow-root", f"--ServerApp.sock={path}"]
     argv += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--ServerApp.allow_remote_access=True"]
+    argv += ["--LabApp.expose_app_in_browser=True", "--JupyterNotebookApp.expose_app_in_browser=True"]
     command, environment = session.command(argv)
     environment = environment | {"JUPYTER_CONFIG_DIR": str(folder / ".jupyter")}
     if ipykernel:
@@ -77,6 +78,9 @@ def jupyter(session: Session, folder: Path, app: str = "jupyterlab", ipykernel: 
             address = f"http://127.0.0.1:{port}"
             _await(f"{address}/api", folder / "jupyter.log")
             yield address
+        except BaseException:
+            print(f"The server's log:\n{(folder / 'jupyter.log').read_text()[-5000:]}")
+            raise
         finally:
             server.terminate()
             try:
@@ -95,50 +99,49 @@ def browser_page(**options: Any) -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
         page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
         page.set_default_timeout(60_000)
-        yield page
-        browser.close()
+        page.on("console", lambda message: print(f"console {message.type}: {message.text[:500]}"))
+        try:
+            yield page
+        except BaseException:
+            print(f"The page, when the test failed:\n{page.locator('body').inner_text()}")
+            raise
+        finally:
+            browser.close()
+
+
+# A page that opens a notebook while it starts looks for a kernel before it knows which there are: it may then ask the
+# user, start a second one, or stay without.
+KERNEL_READY = """
+async ([path, name]) => {
+    const {commands, restored, serviceManager, shell} = window.jupyterapp;
+    await restored;
+    await serviceManager.ready;
+    const notebook = path ? await commands.execute('docmanager:open', {path}) : shell.currentWidget;
+    await notebook.context.ready;
+    const kernels = notebook.sessionContext;
+    const asks = await kernels.initialize();
+    if (asks) await kernels.changeKernel({name});
+    await kernels.ready;
+    await kernels.session.kernel.info;
+    return asks;
+}
+"""
+
+
+def open_notebook(page: Any, address: str, name: str, app: str = "jupyterlab") -> None:
+    """Open a notebook of the served folder in ``jupyterlab`` or ``notebook``, with a kernel that is ready."""
+    in_lab = app == "jupyterlab"
+    page.goto(f"{address}/lab?reset" if in_lab else f"{address}/notebooks/{name}")
+    page.wait_for_function("window.jupyterapp?.shell.currentWidget")
+    if page.evaluate(KERNEL_READY, [name if in_lab else "", KERNELSPEC["name"]]):
+        page.locator(".jp-Dialog .jp-mod-reject").click()
 
 
 def run_all(page: Any) -> None:
     """Run every cell of the notebook on the page, by the menu."""
-    from playwright.sync_api import TimeoutError as NotYet
-
-    prompt = page.locator(".jp-Notebook .jp-InputPrompt").first
-    runs = 0  # so many looks in a row: the page may still ask for a kernel when it has begun
-    for attempt in range(40):
-        # Without a kernel that is ready the menu does nothing, and says nothing, or asks for one.
-        with contextlib.suppress(NotYet):
-            asked = _answer_a_dialog(page)
-            began = prompt.is_visible() and prompt.inner_text(timeout=3000).strip() != "[ ]:"
-            runs = runs + 1 if began and not asked else 0
-            if runs == 2:
-                return
-            if not began and not asked:
-                page.click(".jp-Notebook .jp-Cell >> nth=0", timeout=3000)
-                page.click(".lm-MenuBar-itemLabel:text-is('Run')", timeout=3000)
-                page.click(".lm-Menu-itemLabel:text-is('Run All Cells')", timeout=3000)
-        page.wait_for_timeout(1000)
-        if attempt % 10 == 9 and not runs:  # a page that missed an answer of a busy server stays without a kernel
-            page.reload()
-            page.wait_for_selector(".jp-Notebook .jp-Cell")
-    raise TimeoutError(f"the notebook's cells do not run\n{page.locator('body').inner_text()[-2000:]}")
-
-
-def _answer_a_dialog(page: Any) -> bool:
-    """Choose the notebook's kernel where the page asks for one, agree to anything else; whether it asked."""
-    dialog = page.locator(".jp-Dialog").first
-    if not dialog.is_visible():
-        return False
-    kernels = dialog.locator("select")
-    ours = json.dumps({"name": KERNELSPEC["name"]}, separators=(",", ":"))
-    answer = ".jp-mod-accept"
-    if kernels.is_visible():
-        if kernels.locator("option").evaluate_all("(all, ours) => all.some(each => each.value === ours)", ours):
-            kernels.select_option(value=ours, timeout=3000)
-        else:  # asked too early, it offers no kernel, and who agrees stays without one
-            answer = ".jp-mod-reject"
-    dialog.locator(answer).first.click(timeout=3000)
-    return True
+    page.click(".jp-Notebook .jp-Cell >> nth=0")
+    page.click(".lm-MenuBar-itemLabel:text-is('Run')")
+    page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
 
 
 def set_panel_width(page: Any, panel: Any, width: int) -> None:
