@@ -148,21 +148,23 @@ def start_with(variables: dict[str, str]) -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def run_dask(command: str, guard_pages: Callable[[], None]) -> None:
-    """Run ``dask COMMAND``. What is Dask's own is not looked for among all plug-ins of its command line.
+def run_scheduler(guard_pages: Callable[[], None]) -> None:
+    """Run ``dask scheduler``.
 
     Parameters
     ----------
-    command : str
     guard_pages : callable
-        Called when a scheduler has imported what its dashboard needs.
+        Called when the scheduler has imported what its dashboard needs.
     """
-    if command == "scheduler":
-        from distributed.cli import dask_scheduler
+    from distributed.cli import dask_scheduler
 
-        dask_scheduler.Scheduler = scheduler_with_a_late_dashboard(dask_scheduler.Scheduler, guard_pages)
-        dask_scheduler.main(sys.argv[2:], prog_name="dask scheduler")
-    elif command == "worker":
+    dask_scheduler.Scheduler = scheduler_with_a_late_dashboard(dask_scheduler.Scheduler, guard_pages)
+    dask_scheduler.main(sys.argv[2:], prog_name="dask scheduler")
+
+
+def run_workers(command: str) -> None:
+    """Run ``dask COMMAND``. What is Dask's own is not looked for among all plug-ins of its command line."""
+    if command == "worker":
         from distributed.cli import dask_worker
 
         dask_worker.main(sys.argv[2:], prog_name="dask worker")
@@ -181,7 +183,7 @@ def scheduler_with_a_late_dashboard(base: Any, guard_pages: Callable[[], None]) 
     base : type
         Dask's class.
     guard_pages : callable
-        As for `run_dask`.
+        As for `run_scheduler`.
     """
     import asyncio
 
@@ -343,19 +345,19 @@ if __name__ in ("__main__", "__mp_main__"):
     session_bytes = tell_room(INHERITED["memory_bytes"])
 
 if __name__ == "__main__":
-    command = sys.argv[1]
     guards["raise_descriptor_limit"]()
-    is_here, shown = "CML_DASK_HERE" in os.environ, INHERITED["dashboard"]
-    session = os.environ["CDSW_MASTER_ID" if is_here else "CDSW_ENGINE_ID"]  # which the platform shows it of
-    hosts = guards["dashboard_hosts"](shown["link"], shown["domain"], session)
-    if command == "scheduler":
-        guards["guard_dashboard"](hosts if shown["shown"] else None)
+    if sys.argv[1] == "scheduler":
+        is_here, shown = "CML_DASK_HERE" in os.environ, INHERITED["dashboard"]
         if is_here:
             threading.Thread(target=end_with_the_cluster, name="end-with-the-cluster", daemon=True).start()
+        session = os.environ["CDSW_MASTER_ID" if is_here else "CDSW_ENGINE_ID"]  # which the platform shows it of
+        hosts = guards["dashboard_hosts"](shown["link"], shown["domain"], session)
+        guards["guard_dashboard"](hosts if shown["shown"] else None)
+        run_scheduler(lambda: guards["guard_websockets"](hosts))
     else:
         limit = worker_limit_bytes(session_bytes, INHERITED["memory_bytes"], INHERITED["processes"])
         sys.argv += ["--memory-limit", str(limit)]
-    # No copies where an import may have begun to use a GPU, nor where the user chose another way to start processes.
-    if command == "worker" and not INHERITED["gpu"] and starts_workers_by() == "spawn":
-        keep_spares(INHERITED["processes"])
-    run_dask(command, lambda: guards["guard_websockets"](hosts))
+        # No copies where an import may have begun to use a GPU, nor where the user chose another way to start processes.
+        if sys.argv[1] == "worker" and not INHERITED["gpu"] and starts_workers_by() == "spawn":
+            keep_spares(INHERITED["processes"])
+        run_workers(sys.argv[1])

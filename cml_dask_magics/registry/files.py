@@ -15,7 +15,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-_MOST_BYTES = 64 * 2**20
+# Much more than any file of this package has.
+MOST_BYTES = 64 * 2**20
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
@@ -76,8 +77,8 @@ def read_private(path: Path) -> str:
         If it is no text in UTF-8, or much longer than any file of this package.
     """
     with os.fdopen(open_private(path), "rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
         raise ValueError("it is too long")
     return content.decode()
 

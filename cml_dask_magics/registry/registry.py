@@ -23,6 +23,7 @@ from pathlib import Path
 from cml_dask_magics.model.record import NAME, Record, record_from_json, record_to_json
 from cml_dask_magics.model.settings import PRIVATE_FOLDER
 from cml_dask_magics.registry.files import (
+    MOST_BYTES,
     create_private,
     listed,
     make_folder,
@@ -53,7 +54,6 @@ _PRUNE_S = 1.0  # so long an ending may be held up by the logs of ended clusters
 _LOCK_TRIES = 100
 _DELETED = "it was deleted"
 _CLOCK_TICK_S = 2.0
-_MOST_CHARACTERS = 64 * 2**20
 # Errors of opening a file that last. Others may be temporary, on a network file system.
 _UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 # The values of env in a record, however broken it is.
@@ -334,7 +334,7 @@ class Registry:
                 known = self._loaded.get(path)
                 if known is not None and known.stamp == stamp:
                     return known.record
-                text = file.read(_MOST_CHARACTERS)
+                text = file.read(MOST_BYTES)
             # What was read before, or written here, need not be understood again.
             record = known.record if known is not None and known.text == text else record_from_json(text)
             if record.name != path.parent.name:
@@ -500,7 +500,7 @@ def _set_aside(path: Path, aside: Path, record: Record) -> None:
         try:
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
                 with os.fdopen(descriptor, "rb", closefd=False) as file:
-                    content = file.read(_MOST_CHARACTERS)
+                    content = file.read(MOST_BYTES)
         finally:
             os.close(descriptor)
     if content is None:
