@@ -517,8 +517,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         """Whether a start in the background is still under way."""
         return self._background is not None and not self._background.done()
 
-    def wait_until_started(self) -> bool:
+    def wait_until_started(self, on_status: StatusCallback | None = None) -> bool:
         """Wait for a start in the background; False if it failed (see `failure`)."""
+        self._on_status = on_status or self._on_status
 
         async def wait() -> None:
             if self._background is not None:
@@ -651,7 +652,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     def scale_until_ready(
         self, n: int, wait: int | None, timeout_s: float, on_status: StatusCallback | None = None
     ) -> None:
-        """`scale` to `n` workers and wait for `wait` of them (all, if None), as a start does.
+        """`scale` to `n` workers, where there are not so many, and wait for `wait` of them (all, if None).
 
         At the timeout one new worker is enough, and `warning` says how many are missing. On any error, or Ctrl-C, the
         sessions of this call are stopped.
@@ -661,21 +662,21 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         ValueError
             If this machine's memory has no room for so many.
         RuntimeError
-            If a session was refused or died, or none connected in time.
+            If a new session was refused or died, or none of them connected in time.
         """
         self._check_room(n)
         before, requested = self.plan, self.wanted
-        wanted = n if wait is None else wait
+        resizes = not n == len(before) == requested
+        wanted = n if wait is None else min(wait, n)
 
         async def scale_and_wait() -> None:
             began = time.monotonic()
-            await self.scaler.to(n)
+            if resizes:
+                await self.scaler.to(n)
             reporting = asyncio.ensure_future(self._report_while_starting())
             try:
                 new = self.plan - before
-                missing = min(len(new), wanted - len(self.observed & before))
-                if missing > 0:
-                    await self._start_up.wait_for(missing, began + timeout_s, ids=new)
+                await self._start_up.wait_for(wanted, began + timeout_s, ids=new)
                 await self._ask_dask()
             except TimeoutError:
                 reason = nobody_ready_message(self._fleet, timeout_s)
@@ -691,7 +692,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             self.sync(scale_and_wait)
         except BaseException as error:
             try:
-                run_shielded(partial(self.scaler.undo, before, requested, n))
+                if resizes:
+                    run_shielded(partial(self.scaler.undo, before, requested, n))
             except StillUpError as still_up:
                 raise StartFailedError(f"{error}\n{still_up}") from error
             raise

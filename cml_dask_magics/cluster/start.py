@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.pending import why_pending
-from cml_dask_magics.model.record import Role
 from cml_dask_magics.model.words import counted, short
 from cml_dask_magics.platforms.pool import Launched
 from cml_dask_magics.registry.liveness import scheduler_address
@@ -66,12 +66,11 @@ class Start:
         fleet, settings, began = self._fleet, self._fleet.settings, time.monotonic()
         wanted = settings.n_workers if settings.wait is None else settings.wait
         deadline = began + settings.timeout_s
-        counts: dict[Role, int] = {"scheduler": 1, "worker": settings.n_workers}
         launches: list[asyncio.Future[Launched]] = []
         try:
-            for role, count in counts.items():
-                launches.append(asyncio.ensure_future(asyncio.to_thread(fleet.launches.launch, role, count)))
-                # The scheduler first: if resources are short, workers without a scheduler would only block them.
+            # The scheduler first: if resources are short, workers without a scheduler would only block them.
+            for launch in (partial(fleet.launches.launch, "scheduler", 1), fleet.launches.launch_requested):
+                launches.append(asyncio.ensure_future(asyncio.to_thread(launch)))
                 await asyncio.wait(launches, timeout=fleet.times.head_start_s)
             fleet.watch()
             await self._connect_when_up(deadline, launches)
@@ -80,6 +79,7 @@ class Start:
             self._raise_if_failed(launches)
         except TimeoutError as error:
             raise StartFailedError(describe_failure(fleet, self._observed(), str(error), timed_out=True)) from None
+        wanted = min(wanted, fleet.record.requested)  # it may have been scaled meanwhile
         readiness = Readiness(len(self._observed()), wanted, time.monotonic() - began)
         await asyncio.to_thread(self._record_readiness, readiness)
         return readiness
@@ -123,27 +123,28 @@ class Start:
         Parameters
         ----------
         n : int
+            Fewer are enough where the cluster is scaled to fewer meanwhile.
         deadline : float
             By ``time.monotonic()``.
         launches : collection of Future
             Launch calls that may still fail.
         ids : collection of str, optional
-            Only these sessions are counted.
+            The sessions that were launched for this; all, if None. Others may fail: they are replaced.
 
         Raises
         ------
         StartFailedError
             If a session was refused or died.
         TimeoutError
-            If the deadline has passed and no worker is connected.
+            If the deadline has passed, and none of the sessions that were launched for this has a worker connected.
         """
         while True:
             self._raise_if_failed(launches, ids)
-            connected = self._observed() if ids is None else self._observed() & set(ids)
-            if len(connected) >= n:
+            connected = self._observed() & self._fleet.plan
+            if len(connected) >= min(n, self._fleet.record.requested):
                 return
             if time.monotonic() > deadline:
-                if connected:
+                if connected if ids is None else not ids or connected.intersection(ids):
                     return
                 raise TimeoutError(nobody_ready_message(self._fleet, self._fleet.settings.timeout_s))
             await self._tick()

@@ -357,7 +357,7 @@ if __name__ == "__main__":
     else:
         limit = worker_limit_bytes(session_bytes, INHERITED["memory_bytes"], INHERITED["processes"])
         sys.argv += ["--memory-limit", str(limit)]
-        # No copies where an import may have begun to use a GPU, nor where the user chose another way to start processes.
+        # No copies where an import may have begun to use a GPU, nor where the user chose another way to start them.
         if sys.argv[1] == "worker" and not INHERITED["gpu"] and starts_workers_by() == "spawn":
             keep_spares(INHERITED["processes"])
         run_workers(sys.argv[1])

@@ -74,6 +74,12 @@ class Launches:
         """
         return self._launch(role, lambda _: n, automatic=False, requested=None)
 
+    def launch_requested(self) -> Launched:
+        """As `launch`, all workers of a cluster that starts; less those that were launched because it was scaled."""
+        return self._launch(
+            "worker", lambda record: record.requested - self._coming(record), automatic=False, requested=None
+        )
+
     def grow(self, n: int, *, automatic: bool = False) -> Launched:
         """Launch what is missing to `n` workers, with the launch calls of all kernels counted in.
 

@@ -88,6 +88,8 @@ class KernelClusters:
                     pass
             cluster = self._held[key] = CMLCluster.from_name(settings.name, shutdown_on_close=True)
             done = "re-attached"
+        if not settings.background and cluster.starting and not cluster.wait_until_started(on_status):
+            raise cluster.failure or RuntimeError(f"cluster {settings.name!r} was stopped while it started")
         return _adjusted(cluster, settings, done, on_status)
 
     def down(self, state_directory: Path, name: str) -> Ended | None:
@@ -337,16 +339,18 @@ def _adjusted(cluster: CMLCluster, settings: Settings, done: str, on_status: Sta
             f"%dask_down {cluster.name} first to change that"
         )
     # Without a number, missing workers are launched again.
-    n = settings.n_workers if "n_workers" in given else len(cluster.plan) if cluster.adapting else cluster.wanted
+    asks = "n_workers" in given
+    n = settings.n_workers if asks else len(cluster.plan) if cluster.adapting else cluster.wanted
     if settings.adapt and "adapt" in given:
         cluster.adapt(minimum=settings.adapt[0], maximum=settings.adapt[1])
         done += f", scaling between {settings.adapt[0]} and {counted(settings.adapt[1], current.processes)}"
-    elif n != len(cluster.plan) or ("n_workers" in given and cluster.adapting):
-        if settings.background:
-            cluster.scale(n)
-        else:
+    else:
+        resized = n != len(cluster.plan) or (asks and (cluster.adapting or n != cluster.wanted))
+        if not settings.background and (resized or not cluster.adapting):
             cluster.scale_until_ready(n, settings.wait, settings.timeout_s, on_status)
-        done += f", scaled to {counted(n, current.processes)}"
+        elif resized:
+            cluster.scale(n)
+        done += f", scaled to {counted(n, current.processes)}" if resized else ""
     if cluster.warning:
         notes.append(cluster.warning)
     return Up(cluster, done, tuple(notes))

@@ -482,3 +482,13 @@ def test_the_next_start_knows_how_long_the_last_one_took(state: Path) -> None:
     took_s = usual_start_s(Registry(state).directory, "local")
     with CMLCluster(1) as cluster:
         assert took_s is not None and cluster.status().usual_start_s == took_s > 0
+
+
+@pytest.mark.parametrize("n", [0, 1, 4])
+def test_a_cluster_that_is_scaled_while_it_starts_launches_no_more_than_it_needs(state: Path, n: int) -> None:
+    cluster = CMLCluster(2, background=True)
+    cluster.scale(n)
+    assert cluster.wait_until_started() and cluster.failure is None
+    cluster.scale_until_ready(n, wait=None, timeout_s=60)
+    assert len(cluster.observed) == len(cluster.plan) == cluster.wanted == n
+    assert cluster.shutdown().sessions == 1 + n

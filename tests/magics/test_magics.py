@@ -211,6 +211,38 @@ def test_a_scale_that_fails_names_its_own_timeout(shell: InteractiveShell) -> No
     assert len(cluster.plan) == 1
 
 
+@pytest.mark.parametrize("again", ["2", ""])
+def test_up_waits_for_workers_that_were_asked_for_before(shell: InteractiveShell, again: str) -> None:
+    shell.run_line_magic("dask_up", "1")
+    cluster = shell.user_ns["cluster"]
+    cluster.scale(2)
+    assert len(cluster.observed) == 1, "scale does not wait"
+    shell.run_line_magic("dask_up", again)
+    assert len(cluster.observed) == 2
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_up_waits_for_a_start_in_the_background(shell: InteractiveShell, n: int) -> None:
+    shell.run_line_magic("dask_up", "2 --background")
+    shell.run_line_magic("dask_up", str(n))
+    cluster = shell.user_ns["cluster"]
+    assert len(cluster.observed) == len(cluster.plan) == cluster.wanted == n
+    assert shell.user_ns["client"].submit(sum, [1, 2]).result() == 3
+
+
+def test_workers_that_do_not_come_are_warned_of_and_stay_in_the_plan(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run_line_magic("dask_up", "1")
+    cluster = shell.user_ns["cluster"]
+    cluster.scale(2)
+    cluster.scale_until_ready(2, wait=None, timeout_s=0.01)
+    assert "1 of 2 workers are ready after 0.01 s; the other 1 join" in cluster.warning
+    assert len(cluster.plan) == 2
+    shell.run_line_magic("dask_up", "2")
+    assert len(cluster.observed) == 2 and capsys.readouterr().err == ""
+
+
 def test_looking_at_a_cluster_that_this_kernel_holds_opens_no_connection(
     shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
