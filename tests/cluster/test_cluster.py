@@ -24,8 +24,8 @@ from distributed.system import MEMORY_LIMIT
 from support.state_folder import local_sessions
 
 from cml_dask_magics import CMLCluster
-from cml_dask_magics.fleet.in_session import room_bytes
 from cml_dask_magics.fleet.fleet import Change, Fleet
+from cml_dask_magics.fleet.in_session import room_bytes
 from cml_dask_magics.fleet.launches import EndingError, Launches
 from cml_dask_magics.fleet.opening import open_fleet
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
