@@ -419,12 +419,15 @@ class Fleet:
     def _end_on(self, machine: str) -> Ended:
         """End a cluster of another machine's processes: they end when the scheduler's file is gone (`in_session`)."""
         record = self.journal.note(_stopping)
+        name = record.name
         try:
             rename(self.journal.registry.state_directory, self.folder, SCHEDULER_FILE, FORMER_SCHEDULER_FILE)
         except FileNotFoundError:  # it was told before
             pass
         except OSError as error:
-            raise RegistryError(f"cluster {record.name!r} on machine {machine} cannot be told to end: {error}") from error
+            raise RegistryError(f"cluster {name!r} on machine {machine} cannot be told to end: {error}") from error
+        # What is here all the same, where the machine has another name by now: an older release's do not end so.
+        self._stop_ours({session.id for session in record.sessions}, time.monotonic())
         ended = replace(self._ended(record, len(record.sessions)), machine=machine)
         self.journal.forget(replace(with_usage_until_now(record), sessions=()))
         return ended
