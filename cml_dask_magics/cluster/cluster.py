@@ -412,6 +412,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             raise RuntimeError(
                 str(self.failure or "")
                 or self.why_detached
+                or (self.ended and f"cluster {self.name!r} was stopped; %dask_up --name {self.name} starts it")
                 or f"this object has let go of cluster {self.name!r}: it was closed. "
                 f"CMLCluster.from_name({self.name!r}) re-attaches, if the cluster still runs"
             )
