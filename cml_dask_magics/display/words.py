@@ -255,6 +255,8 @@ def ended_words(ended: Ended, peak_memory_bytes: int = 0) -> str:
     gpu = f", {usage.gpu_hours:.2f} GPU-hours" if usage.gpu_hours else ""
     peak = f"; {format_bytes(peak_memory_bytes)} of memory at most" if peak_memory_bytes else ""
     others = f" {disowned_words(ended.disowned)}." if ended.disowned else ""
+    if ended.machine:
+        others += f" Its processes on machine {ended.machine}, if that still runs, end by themselves within seconds."
     return (
         f"Stopped cluster {ended.name!r}: {plural(ended.sessions, 'session')} "
         f"after {format_duration_s(ended.uptime_s)}; "

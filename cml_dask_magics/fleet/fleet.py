@@ -33,7 +33,7 @@ from cml_dask_magics.platforms.api import PlatformError
 from cml_dask_magics.platforms.pool import Launched, SessionPool
 from cml_dask_magics.registry.files import rename
 from cml_dask_magics.registry.journal import Journal
-from cml_dask_magics.registry.kernels import this_kernel
+from cml_dask_magics.registry.kernels import other_machine, this_kernel
 from cml_dask_magics.registry.liveness import Liveness, answers, liveness, scheduler_address
 from cml_dask_magics.registry.registry import GoneError, Registry, RegistryError
 from cml_dask_magics.registry.run_folder import (
@@ -365,13 +365,17 @@ class Fleet:
     def end(self) -> Ended:
         """Stop every session of the cluster, wait for their end, then remove the record. Can be called again.
 
+        Those of another machine are told to end, and not waited for.
+
         Raises
         ------
         StillUpError
             Naming the sessions that the platform did not end; the record is kept.
         RegistryError
-            If the sessions have ended, but the record cannot be removed.
+            If the sessions have ended, but the record cannot be removed; or if those of another machine cannot be told.
         """
+        if machine := other_machine(self.record):
+            return self._end_on(machine)
         try:
             with self.launches.settled():
                 record = self.journal.update(_stopping)
@@ -415,6 +419,22 @@ class Fleet:
                 f"every session of cluster {record.name!r} has been stopped, but it stays on record: {error}"
             ) from error
         return self._ended(record, len(stopped))
+
+    def _end_on(self, machine: str) -> Ended:
+        """End a cluster of another machine's processes: they end when the scheduler's file is gone (`in_session`)."""
+        record = self.journal.note(_stopping)
+        name = record.name
+        try:
+            rename(self.journal.registry.state_directory, self.folder, SCHEDULER_FILE, FORMER_SCHEDULER_FILE)
+        except FileNotFoundError:  # it was told before
+            pass
+        except OSError as error:
+            raise RegistryError(f"cluster {name!r} on machine {machine} cannot be told to end: {error}") from error
+        # What is here all the same, where the machine has another name by now: an older release's do not end so.
+        self._stop_ours({session.id for session in record.sessions}, time.monotonic())
+        ended = replace(self._ended(record, len(record.sessions)), machine=machine)
+        self.journal.forget(replace(with_usage_until_now(record), sessions=()))
+        return ended
 
     def _wait_for_silence(self, record: Record, address: str | None, deadline: float) -> None:
         """Wait until the scheduler does not answer, if our listing cannot show the end of all sessions.

@@ -297,8 +297,14 @@ def become_a_child(channel: socket.socket) -> None:
     exec(program, {"__name__": "__main__"})
 
 
+def watch_the_cluster() -> None:
+    """Have this process end with its cluster, if only its own CML session or machine could end it otherwise."""
+    if os.environ.get("CDSW_PROJECT_ID") == "local":  # see `platforms.local`
+        threading.Thread(target=end_with_the_cluster, name="end-with-the-cluster", daemon=True).start()
+
+
 def end_with_the_cluster() -> None:
-    """End this process once the cluster has been stopped: another session of the project cannot end it.
+    """End this process once the cluster has been stopped.
 
     Who stops a cluster takes its scheduler file away first.
     """
@@ -348,8 +354,7 @@ if __name__ == "__main__":
     guards["raise_descriptor_limit"]()
     if sys.argv[1] == "scheduler":
         is_here, shown = "CML_DASK_HERE" in os.environ, INHERITED["dashboard"]
-        if is_here:
-            threading.Thread(target=end_with_the_cluster, name="end-with-the-cluster", daemon=True).start()
+        watch_the_cluster()
         session = os.environ["CDSW_MASTER_ID" if is_here else "CDSW_ENGINE_ID"]  # which the platform shows it of
         hosts = guards["dashboard_hosts"](shown["link"], shown["domain"], session)
         guards["guard_dashboard"](hosts if shown["shown"] else None)
@@ -360,4 +365,5 @@ if __name__ == "__main__":
         # No copies where an import may have begun to use a GPU, nor where the user chose another way to start them.
         if sys.argv[1] == "worker" and not INHERITED["gpu"] and starts_workers_by() == "spawn":
             keep_spares(INHERITED["processes"])
+        watch_the_cluster()
         run_workers(sys.argv[1])

@@ -30,7 +30,7 @@ from cml_dask_magics.platforms.here import shown_port_is_free
 from cml_dask_magics.platforms.pool import SessionPool
 from cml_dask_magics.registry.certificates import write_certificates
 from cml_dask_magics.registry.files import write_private
-from cml_dask_magics.registry.kernels import this_kernel
+from cml_dask_magics.registry.kernels import other_machine, this_kernel
 from cml_dask_magics.registry.registry import NameTakenError, Registry
 from cml_dask_magics.registry.run_folder import SCHEDULER_FILE, uses_tls
 
@@ -112,11 +112,30 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     return fleet
 
 
-def open_fleet(registry: Registry, name: str, times: Times = USUAL) -> Fleet | None:
-    """The sessions of a cluster on record; None if there is no record."""
+def open_fleet(registry: Registry, name: str, times: Times = USUAL, *, to_end: bool = False) -> Fleet | None:
+    """The sessions of a cluster on record; None if there is no record.
+
+    Parameters
+    ----------
+    registry : Registry
+    name : str
+    times : Times, optional
+    to_end : bool
+        Whether only `Fleet.end` is to be called, which another machine's cluster can be told, too.
+
+    Raises
+    ------
+    RuntimeError
+        If this kernel cannot reach the cluster's sessions, or the record cannot be read.
+    """
     record = registry.read(name)
     if record is None:
         return None
+    if not to_end and (host := other_machine(record)):
+        raise RuntimeError(
+            f"cluster {name!r} was started on machine {host} and can be used there alone; "
+            f"%dask_down {name} ends it from here, another name (--name) starts another"
+        )
     root = registry.root(name)
     platform = find_platform(root, local=record.backend == "local")
     if record.backend not in ("", platform.backend):

@@ -27,7 +27,8 @@ LOG_BYTES = 20 * 10**6
 """The most that a session's log takes of the shared home; the newest half is kept whenever it is full."""
 
 SCRATCH = "cml-dask-magics-scratch-"
-# In every scratch folder that we made; a folder without it is never removed.
+# In every scratch folder that we made, with the name of its machine: a folder without it is never removed, nor one of
+# another machine, whose lock may not show here.
 MARK = ".cml-dask-magics"
 
 MOUNTS = "/proc/self/mountinfo"
@@ -185,7 +186,7 @@ def make_scratch(chosen: str | None, needed_bytes: float) -> tuple[str, int]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     with contextlib.suppress(OSError):  # a file system without locks: nobody is to clear it away then
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        Path(folder, MARK).touch(0o600)
+        Path(folder, MARK).write_bytes(_this_machine())  # in a folder that is private
     room = os.fstatvfs(descriptor)
     free_bytes = room.f_bavail * room.f_frsize
     print(f"Scratch space of this session: {folder}, with {free_bytes / 2**30:.1f} GiB free.")
@@ -265,14 +266,19 @@ def start(log: Path, scratch: str, lock: int) -> Callable[[], None]:
     return finish
 
 
+def _this_machine() -> bytes:
+    return os.fsencode(os.uname().nodename)  # not `socket`, which would take memory
+
+
 def clear_leftovers(parent: Path) -> None:
-    """Remove scratch folders of this user whose session is gone; only such as we made."""
+    """Remove scratch folders of this user whose session is gone; only such as we made on this machine."""
     for entry in list(os.scandir(parent)):
         with contextlib.suppress(OSError):
             about = entry.stat(follow_symlinks=False)
             is_private = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077
-            is_ours = entry.name.startswith(SCRATCH) and is_private and Path(entry, MARK).is_file()
-            if is_ours and time.time() - about.st_mtime > _NEW_S:
+            mark = Path(entry, MARK)
+            is_ours = entry.name.startswith(SCRATCH) and is_private and mark.is_file()
+            if is_ours and mark.read_bytes() == _this_machine() and time.time() - about.st_mtime > _NEW_S:
                 descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its session lives

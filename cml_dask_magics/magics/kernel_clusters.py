@@ -107,7 +107,7 @@ class KernelClusters:
             if self.is_held(state_directory, name):
                 ended: Ended | None = self._held[key].shutdown()
                 return ended
-            fleet = _opened(state_directory, name)
+            fleet = _opened(state_directory, name, to_end=True)
             return run_shielded(fleet.end) if fleet is not None else None
         finally:
             self._held.pop(key, None)
@@ -306,9 +306,9 @@ def interrupted_words(state_directory: Path, name: str) -> str:
     return f"Interrupted. Cluster {name!r} is on record: %dask_status {name} shows it, %dask_down {name} stops it."
 
 
-def _opened(state_directory: Path, name: str) -> Fleet | None:
+def _opened(state_directory: Path, name: str, to_end: bool = False) -> Fleet | None:
     """The sessions of a cluster on record; None if there is no record."""
-    return open_fleet(Registry(state_directory), name, CMLCluster.times)
+    return open_fleet(Registry(state_directory), name, CMLCluster.times, to_end=to_end)
 
 
 def _nothing(_record: logging.LogRecord) -> bool:

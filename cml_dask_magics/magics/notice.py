@@ -20,6 +20,7 @@ def notice() -> str:
         if not _may_have_clusters(directory):
             return ""
         # Imported here to keep `%load_ext` quick: most users have no cluster running.
+        from cml_dask_magics.registry.kernels import other_machine
         from cml_dask_magics.registry.liveness import liveness
         from cml_dask_magics.registry.registry import Registry
         from cml_dask_magics.registry.run_folder import uses_tls
@@ -27,6 +28,7 @@ def notice() -> str:
         registry = Registry(directory)
         running: list[str] = []
         silent: list[str] = []
+        elsewhere: list[str] = []
         open_doors: list[str] = []
         for name in registry.names():
             if _is_held(directory, name):
@@ -36,7 +38,9 @@ def notice() -> str:
             except RuntimeError:  # %dask_up and %dask_down show the reason
                 silent.append(name)
                 continue
-            if record is not None:
+            if record is not None and (machine := other_machine(record)):
+                elsewhere.append(f"{name} is on machine {machine} (%dask_down {name} ends it from here)")
+            elif record is not None:
                 run = registry.run_folder(record)
                 answers = liveness(record, run, _TIMEOUT_S) != "silent"
                 (running if answers else silent).append(name)
@@ -50,7 +54,7 @@ def notice() -> str:
         parts.append(
             f"still running: {', '.join(running)} (%dask_up --name {first} re-attaches, %dask_down {first} stops)"
         )
-    parts += open_doors
+    parts += open_doors + elsewhere
     if silent:
         parts.append(f"on record, but not answering: {', '.join(silent)} (%dask_down {silent[0]} clears what is left)")
     return f"Dask clusters {'; '.join(parts)}" if parts else ""

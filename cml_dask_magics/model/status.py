@@ -211,13 +211,18 @@ class ClusterStatus:
 
 @dataclass(frozen=True)
 class Ended:
-    """A cluster that was stopped; `disowned` stood in its record, but nothing shows that they were its sessions."""
+    """A cluster that was stopped.
+
+    `disowned` stood in its record, but nothing shows that they were its sessions; `machine` is another one, on which
+    its sessions end by themselves.
+    """
 
     name: str
     sessions: int
     uptime_s: float
     usage: Usage
     disowned: tuple[str, ...] = ()
+    machine: str = ""
 
 
 StatusCallback = Callable[[ClusterStatus], None]

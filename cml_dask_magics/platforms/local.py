@@ -1,7 +1,8 @@
 """The platform's four calls over processes of this machine.
 
 A session is a process tree that outlives the kernel. A file with its process id and start time lets a later kernel find
-it, and tells it from another process that got the same id.
+it, and tells it from another process that got the same id. Machines may share the files: what runs on another one is
+listed as its file says, and otherwise left alone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import psutil
 
 from cml_dask_magics.model.record import SESSION
 from cml_dask_magics.registry.files import listed, make_parents, named, read_private, remove, write_private
+from cml_dask_magics.registry.kernels import is_this_machine
 
 _KEEP_ENDED_S = 3600.0
 _NOT_OURS = (FileNotFoundError, PermissionError, IsADirectoryError)  # or removed meanwhile
@@ -43,7 +45,7 @@ class Response:
 
 @dataclass(frozen=True)
 class _Process:
-    """A session as its file stores it. Times are seconds since the epoch."""
+    """A session as its file stores it. Times are seconds since the epoch; files of older releases have no `host`."""
 
     id: str
     pid: int
@@ -52,11 +54,19 @@ class _Process:
     cpu: float
     memory: float
     app_url: str
+    host: str = ""
     stopped_at: float | None = None
     finished_at: float | None = None
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is another machine's, which alone can tell how it is."""
+        return self.host != "" and not is_this_machine(self.host)
+
     def process(self) -> psutil.Process | None:
-        """The session's process; None once it has ended."""
+        """The session's process on this machine; None once it has ended."""
+        if self.is_elsewhere:
+            return None
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(self.pid)
             if _start_of(process) == self.pid_started and _runs(process):
@@ -125,7 +135,7 @@ class LocalSessions:
         return [self._launch(cpu, memory, _command(script, code), dict(env or {})) for _ in range(n)]
 
     def list_workers(self) -> list[dict[str, Any]]:
-        """All sessions on this machine, including those that ended within the last hour."""
+        """All sessions on file, including those that ended within the last hour."""
         return [self._describe(session) for session in self._sessions()]
 
     def await_workers(
@@ -148,12 +158,13 @@ class LocalSessions:
         """
         wanted = [_id_of(session) for session in worker_id]
         sessions = {session.id: session for session in self._sessions()}
-        stopped = [sessions[session_id] for session_id in wanted if session_id in sessions]
+        found = [sessions[session_id] for session_id in wanted if session_id in sessions]
+        stopped = [session for session in found if not session.is_elsewhere]
         for session in stopped:
             if session.process() is not None:
                 self._write(replace(session, stopped_at=time.time()))
         _end_trees(stopped, self._grace_s)
-        return [Response(204) if session_id in sessions else Response(404, "no such session") for session_id in wanted]
+        return [_answer_to_stop(sessions.get(session_id)) for session_id in wanted]
 
     def _launch(self, cpu: float, memory: float, argv: list[str], env: dict[str, str]) -> dict[str, Any]:
         session_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(16))
@@ -199,6 +210,7 @@ class LocalSessions:
             cpu=cpu,
             memory=memory,
             app_url=app_url,
+            host=socket.gethostname(),
         )
         try:
             self._write(session)
@@ -208,7 +220,7 @@ class LocalSessions:
         return self._describe(session)
 
     def _describe(self, session: _Process) -> dict[str, Any]:
-        alive = session.process() is not None
+        alive = session.finished_at is None if session.is_elsewhere else session.process() is not None
         if not alive and session.finished_at is None:
             # As on the platform, what the command started ends with it.
             _end_trees([session], self._grace_s)
@@ -251,6 +263,14 @@ class LocalSessions:
         # Above the package's own folder, links are allowed.
         with contextlib.suppress(OSError):  # old files do not keep us from launching
             remove(self.directory.parent.parent, self.directory, named(*names))
+
+
+def _answer_to_stop(session: _Process | None) -> Response:
+    if session is None:
+        return Response(404, "no such session")
+    if session.is_elsewhere and session.finished_at is None:
+        return Response(409, f"it is a process of machine {session.host}")
+    return Response(204)
 
 
 def _start_of(process: psutil.Process) -> str:

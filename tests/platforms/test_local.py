@@ -12,6 +12,7 @@ import time
 import psutil
 import pytest
 from distributed import Client
+from support.state_folder import another_machine
 
 from cml_dask_magics.platforms import local
 from cml_dask_magics.platforms.api import Platform
@@ -292,6 +293,37 @@ def test_ended_sessions_are_forgotten_after_an_hour_and_running_ones_never(api):
     (third,) = launch(api, "!sleep 60")
     assert {session["id"] for session in api.list_workers()} == {running["id"], third["id"]}
     assert not (api.directory / f"{over['id']}.out").exists()
+
+
+def test_another_machines_session_is_as_its_file_says_and_left_alone(api):
+    (session,) = launch(api, "!sleep 60")
+    pid, before = record(api, session)["pid"], record(api, session)
+    assert before["host"] == socket.gethostname()
+    with another_machine():
+        assert status(api, session) == "running"
+        (answer,) = api.stop_workers(session["id"])
+        assert (answer.status_code, answer.text) == (409, f"it is a process of machine {before['host']}")
+        assert alive(pid)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not alive(pid))
+    with another_machine():
+        (own,) = launch(api, "!exit 0")
+        assert status(api, session) == "running" and record(api, session) == before
+        until(lambda: status(api, own) == "succeeded")
+    assert status(api, session) == "succeeded"
+    with another_machine():
+        assert status(api, session) == "succeeded"
+        assert [answer.status_code for answer in api.stop_workers(session["id"])] == [204]
+
+
+def test_a_session_on_file_without_a_machine_is_this_ones(api):
+    (session,) = launch(api, "!sleep 60")
+    older = record(api, session)
+    del older["host"]
+    (api.directory / f"{session['id']}.json").write_text(json.dumps(older))
+    assert status(api, session) == "running"
+    assert [answer.status_code for answer in api.stop_workers(session["id"])] == [204]
+    assert status(api, session) == "stopped"
 
 
 def test_what_sessions_leave_on_disk_is_private(api):

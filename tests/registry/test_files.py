@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-from support.state_folder import private
+from support.state_folder import another_machine, private
 
 import cml_dask_magics
 from cml_dask_magics.fleet.opening import claim, open_fleet
@@ -32,7 +33,7 @@ from cml_dask_magics.registry.lease import Lease
 from cml_dask_magics.registry.registry import NameTakenError, Registry, RegistryError
 from cml_dask_magics.registry.run_folder import close_run, make_run
 
-HERE = Owner("", "host", 1)
+HERE = Owner("", socket.gethostname(), 1)
 OURS = named("key.pem")
 
 
@@ -484,6 +485,18 @@ def test_a_cluster_that_an_older_release_started_is_found_changed_and_stopped_wh
     registry.claim(make_record(token="1111bbbb"))
     assert registry.folder("default") == private(state) / "clusters" / "default"
     registry.forget(make_record(token="1111bbbb"))
+
+
+def test_what_an_older_release_started_is_stopped_when_the_machine_has_another_name_by_now(state: Path) -> None:
+    platform = LocalSessions(state / "local-sessions")
+    (session,) = platform.launch_workers(1, 1, 1, code="!sleep 60")
+    file = platform.directory / f"{session['id']}.json"
+    write(file, json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "host"}))
+    older(state, sessions=(session["id"],))
+    with another_machine():
+        ended = kernel_clusters.down(state, "default")
+    assert ended is not None and ended.sessions == 1
+    assert [each["status"] for each in platform.list_workers()] == ["stopped"]
 
 
 def test_of_two_records_of_one_name_the_private_one_counts_until_it_is_gone(registry: Registry) -> None:

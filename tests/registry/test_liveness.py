@@ -10,6 +10,7 @@ import time
 import pytest
 
 from cml_dask_magics.model.record import Owner, Record
+from cml_dask_magics.registry.kernels import other_machine
 from cml_dask_magics.registry.liveness import liveness, scheduler_address
 
 
@@ -35,6 +36,20 @@ def dead_pid():
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
+
+
+@pytest.mark.parametrize(
+    ("backend", "host", "named"),
+    [
+        ("local", "another-host", "another-host"),
+        ("local", socket.gethostname(), ""),
+        ("local", "", ""),  # a record that was salvaged without it
+        ("cml", "another-host", ""),  # whose sessions the platform lists and stops
+    ],
+)
+def test_only_processes_are_of_one_machine(backend, host, named):
+    record = Record("default", "0000aaaa", backend, 1.0, Owner("", host, 1), settings={}, requested=1)
+    assert other_machine(record) == named
 
 
 def test_a_scheduler_that_listens_answers(tmp_path, listener):

@@ -103,31 +103,50 @@ def test_only_what_we_made_and_nobody_uses_is_cleared(disk: Path, tmp_path: Path
     users.mkdir()
     (users / "thesis.txt").write_text("the user's")
 
-    def old(name: str, mark: bool = True, mode: int = 0o700) -> Path:
+    here = os.uname().nodename
+
+    def old(name: str, mark: bool = True, mode: int = 0o700, machine: str = here) -> Path:
         folder = disk / f"{SCRATCH}{name}"
         folder.mkdir()
         if mark:
-            (folder / MARK).touch()
+            (folder / MARK).write_text(machine)
         (folder / "in it").symlink_to(users)
         folder.chmod(mode)
         os.utime(folder, (0, 0))
         return folder
 
     leftover, unmarked, shared = old("leftover"), old("unmarked", mark=False), old("shared", mode=0o777)
+    others, nobodys = old("others", machine=f"{here}-2"), old("nobodys", machine="")
     linked = disk / f"{SCRATCH}linked"
     linked.symlink_to(users)
     used, lock = make_scratch(None, 0)
     os.utime(used, (0, 0))
     fresh = disk / f"{SCRATCH}fresh"  # made, but not locked yet
     fresh.mkdir(mode=0o700)
-    (fresh / MARK).touch()
+    (fresh / MARK).write_text(here)
     clear_leftovers(disk)
     assert not leftover.exists()
-    assert {unmarked, shared, linked, Path(used), fresh} == set(disk.iterdir())
+    assert {unmarked, shared, others, nobodys, linked, Path(used), fresh} == set(disk.iterdir())
     assert (users / "thesis.txt").read_text() == "the user's"
     os.close(lock)
     clear_leftovers(disk)
     assert not Path(used).exists()
+
+
+def test_another_machines_is_left_where_locks_do_not_reach_over_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    folder, lock = make_scratch(str(home), 0)
+    os.close(lock)  # as it looks from elsewhere on a mount with `nolock`
+    os.utime(folder, (0, 0))
+    assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
+    with monkeypatch.context() as patch:
+        patch.setattr(session_keeper, "_this_machine", lambda: b"another-host")
+        clear_leftovers(home)
+        assert Path(folder).is_dir()
+    clear_leftovers(home)
+    assert not Path(folder).exists()
 
 
 def test_its_room_is_told_and_said_to_be_small(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

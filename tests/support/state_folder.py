@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import psutil
 
@@ -19,6 +23,13 @@ def private(state: Path) -> Path:
 def local_sessions(state: Path) -> LocalSessions:
     """The processes of this machine that clusters of a state folder run in."""
     return LocalSessions(private(state) / "local-sessions")
+
+
+@contextlib.contextmanager
+def another_machine() -> Iterator[str]:
+    """This process takes itself for one of another machine, which shares its home with this one; yields its name."""
+    with mock.patch.object(socket, "gethostname", return_value="another-host") as name:
+        yield name()
 
 
 def kill(state: Path, *ids: str) -> None:
