@@ -617,8 +617,32 @@ def test_the_story_of_a_failure_names_every_session_why_and_what_it_printed(clus
     workspace.set("timedout", dead)
     cluster.observe(cluster.pool.listing())
     story = describe_failure(cluster, [], "a session was refused or died")
-    for words in ("quota exceeded", "scheduler", dead, stuck, "No module named 'dask'", "timedout", "printed nothing"):
-        assert words in story
+    assert "a session for a scheduler was refused" in story and "quota exceeded" in story
+    assert f"session {dead} (worker) ended (timedout) before its worker connected; the last lines" in story
+    assert "No module named 'dask'" in story
+    assert f"session {stuck} (worker) runs, but its worker did not connect; it printed nothing" in story
+
+
+def test_a_scheduler_that_is_up_is_not_blamed_for_workers_that_do_not_come(cluster, workspace):
+    workspace.first_status = "running"
+    cluster.launches.launch("scheduler", 1)
+    cluster.observe(cluster.pool.listing())
+    who = f"session {cluster.record.scheduler.id} (scheduler)"
+    assert f"{who} runs, but its scheduler did not come up;" in describe_failure(cluster, [], "late")
+    cluster.folder.joinpath("scheduler.json").write_text('{"address": "tls://100.66.0.9:8786"}')
+    assert f"{who} is up at tls://100.66.0.9:8786;" in describe_failure(cluster, [], "late")
+
+
+def test_a_session_that_crashed_is_not_said_to_have_succeeded(cluster, registry, workspace):
+    workspace.first_status = "running"
+    cluster.launches.launch("worker", 1)
+    (dead,) = recorded(registry)
+    cluster.observe(cluster.pool.listing())
+    workspace.set("succeeded", dead)  # as the platform says whatever its exit was
+    cluster.observe(cluster.pool.listing())
+    assert registry.read("default").events[-1][1] == f"session {dead} (worker) ended by itself"
+    story = describe_failure(cluster, [], "a session was refused or died")
+    assert f"session {dead} (worker) ended before its worker connected; it printed nothing" in story
 
 
 def test_the_snapshot_of_a_cluster_shows_its_sessions_and_what_failed(cluster, registry, workspace):
