@@ -663,6 +663,18 @@ def test_the_snapshot_of_a_cluster_shows_its_sessions_and_what_failed(cluster, r
     assert [worker.state for worker in status.workers].count("running") == 1
 
 
+def test_a_worker_that_its_nanny_restarts_is_not_said_to_start_for_as_long_as_its_session_runs(cluster, workspace):
+    workspace.first_status = "running"
+    cluster.launches.launch("worker", 1)
+    cluster.observe(cluster.pool.listing())
+    (session,) = cluster.record.sessions
+    (new,) = snapshot(cluster, "starting", {}).workers
+    assert new.state == "starting" and new.state_since is not None
+    cluster.note_connected({session.id}, {})
+    (restarted,) = snapshot(cluster, "degraded", {}).workers
+    assert restarted.state == "starting" and restarted.state_since is None
+
+
 def test_the_end_of_a_long_binary_or_missing_log_can_be_read(tmp_path):
     path = tmp_path / "x.log"
     path.write_bytes(b"\xff\xfe\n" * 100000 + b"last\n")
