@@ -15,6 +15,7 @@ import pytest
 from support.memory_platform import HTML, Workspace
 
 from cml_dask_magics.cluster.snapshot import snapshot
+from cml_dask_magics.cluster.start import Readiness, partly_ready_message
 from cml_dask_magics.fleet.failure import describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.fleet.pending import why_pending
@@ -631,6 +632,17 @@ def test_a_scheduler_that_is_up_is_not_blamed_for_workers_that_do_not_come(clust
     assert f"{who} runs, but its scheduler did not come up;" in describe_failure(cluster, [], "late")
     cluster.folder.joinpath("scheduler.json").write_text('{"address": "tls://100.66.0.9:8786"}')
     assert f"{who} is up at tls://100.66.0.9:8786;" in describe_failure(cluster, [], "late")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (2, "1 of 2 workers are ready after 9 s; the other joins when the platform starts it"),
+        (4, "1 of 4 workers are ready after 9 s; the other 3 join when the platform starts them"),
+    ],
+)
+def test_what_is_missing_at_the_timeout_is_said_in_good_english(cluster, wanted, words):
+    assert partly_ready_message(cluster, Readiness(1, wanted, 9.0), 9.0) == f"cluster 'default': {words}"
 
 
 def test_a_session_that_crashed_is_not_said_to_have_succeeded(cluster, registry, workspace):

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.dask
 
 BAD_LINES = {
     "0": "N must be",
-    "-3": "N must be",
-    "two": "N must be",
+    "-3": "N must be a whole number of workers from 1 to 100; not '-3'",
+    "two": "N must be a whole number of workers from 1 to 100; not 'two'",
     "1000000000": "max-workers",
     "1.5": "N must be",
     "--memory 0": "--memory",
