@@ -100,7 +100,9 @@ class Door:
         if self._refused:
             who = "1 connection" if self._refused == 1 else f"{self._refused} connections"
             was = "was" if self._refused == 1 else "were"
-            logger.warning("%s without this cluster's certificate %s refused; the latest from %s", who, was, self._latest)
+            logger.warning(
+                "%s without this cluster's certificate %s refused; the latest from %s", who, was, self._latest
+            )
             self._refused = 0
             self._tells = asyncio.get_running_loop().call_later(_TOLD_EVERY_S, self._tell)
 

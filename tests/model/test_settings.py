@@ -412,9 +412,9 @@ def test_a_slip_in_the_configuration_is_told_with_what_may_be_meant(configure, k
 
 def test_how_many_workers_may_be_asked_for_is_said_for_who_asks(configure):
     configure("cml-dask-magics:\n  max-workers: 7\n")
-    with pytest.raises(ValueError, match="^N must be a whole number of workers from 1 to 7; not 'two'"):
+    with pytest.raises(ValueError, match=r"^N must be a whole number of workers from 1 to 7; not 'two'"):
         make_settings(as_typed, n_workers="two")
-    with pytest.raises(ValueError, match="^n_workers must be a whole number of workers from 0 to 7; not -1"):
+    with pytest.raises(ValueError, match=r"^n_workers must be a whole number of workers from 0 to 7; not -1"):
         make_settings(n_workers=-1)
 
 

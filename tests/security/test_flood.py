@@ -207,7 +207,9 @@ def test_who_only_looks_whether_something_listens_raises_no_alarm(
         asyncio.run(run())
     (record,) = caplog.records
     message = record.getMessage()
-    assert message.startswith("1 connection without this cluster's certificate was refused; the latest from 127.0.0.1: ")
+    assert message.startswith(
+        "1 connection without this cluster's certificate was refused; the latest from 127.0.0.1: "
+    )
     assert "HTTP_REQUEST" in message, "the reason is said"
 
 
