@@ -35,3 +35,8 @@ class CallableStatus:
     def name(self) -> str:
         """The state's name."""
         return str(self._status.name)
+
+    @property
+    def value(self) -> str:
+        """The state's name, as the value of Dask's `Status`."""
+        return str(self._status.value)

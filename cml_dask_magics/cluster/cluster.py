@@ -164,8 +164,12 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             no_tls=no_tls, no_dashboard=no_dashboard, background=background,
         )  # fmt: skip
         self._open(claim(settings, times=self.times), asynchronous, loop, on_status, new=True, shutdown_on_close=True)
-        for note in self.notes:
-            warnings.warn(note, stacklevel=2)
+        try:
+            for words in filter(None, (*self.notes, self.warning)):
+                warnings.warn(words, stacklevel=2)
+        except Warning as error:  # the user's filters make errors of them
+            self._clean_up(error)
+            raise
 
     @classmethod
     def from_settings(cls, settings: Settings, on_status: StatusCallback | None = None) -> CMLCluster:
@@ -220,8 +224,12 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         # Whether this object starts the cluster, or attaches to a running one.
         self._new = new
         self.shutdown_on_close = shutdown_on_close
+        # Dask's `asynchronous` is always true on the loop.
+        self._made_asynchronous = asynchronous
         self._dask_status = Status.created
+        self._beginning: asyncio.Task[None] | None = None
         self._background: asyncio.Task[None] | None = None
+        self._background_over = threading.Event()
         self.ended: Ended | None = None
         """What was stopped, once this object has stopped its cluster."""
         self._on_status = on_status
@@ -243,6 +251,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         self.scaler = Scaler(fleet, self._scheduler, self._connected, self._supervisor)
         self._start_up = Start(fleet, lambda: self.observed, self._connect_to, self._disconnect)
         try:
+            # Before anything connects: Dask's `Client` takes it before it waits for the cluster.
+            self.security = read_security(fleet.folder, fleet.settings.tls)
             super().__init__(
                 asynchronous=asynchronous,
                 loop=loop,
@@ -252,7 +262,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
                 scheduler_sync_interval=fleet.times.unseen_s,
             )
             self.periodic_callbacks["steer"] = Repeated(self._steer, fleet.times.steer_s)
-            if not asynchronous:
+            if asynchronous:
+                assert self.loop is not None  # Dask remembers it from here on, also when it does not run any more
+            else:
                 self._loop_runner.start()
                 self.sync(self._begin)
         except BaseException as error:  # Ctrl-C too: everything that was launched must be stopped
@@ -347,12 +359,12 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     def get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Any:
         """Logs of the cluster, its scheduler and its workers; see `distributed.deploy.Cluster.get_logs`."""
-        self._check_open()
+        self._check_up()
         return super().get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
 
     def wait_for_workers(self, n_workers: int, timeout: float | None = None) -> Any:
         """Wait for `n_workers` workers, all sessions together; see `distributed.deploy.Cluster.wait_for_workers`."""
-        self._check_open()
+        self._check_up()
         return super().wait_for_workers(n_workers, timeout)
 
     def follow(self, on_status: StatusCallback, on_end: Callable[[Any], None], wanted: Callable[[], bool]) -> None:
@@ -398,10 +410,19 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         """
         if self._dask_status in (Status.closing, Status.closed):
             raise RuntimeError(
-                self.why_detached
+                str(self.failure or "")
+                or self.why_detached
+                or (self.ended and f"cluster {self.name!r} was stopped; %dask_up --name {self.name} starts it")
                 or f"this object has let go of cluster {self.name!r}: it was closed. "
                 f"CMLCluster.from_name({self.name!r}) re-attaches, if the cluster still runs"
             )
+
+    def _check_up(self) -> None:
+        """As `_check_open`, once a start in the background is over."""
+        self._check_open()
+        if self.starting and not self.asynchronous:
+            self.wait_until_started()
+            self._check_open()
 
     def _status_now(self) -> Any:
         self._check_open()
@@ -499,18 +520,29 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         """Wait until the cluster has started."""
 
         async def started() -> CMLCluster:
-            if self.status == Status.created and self._background is None:
-                try:
-                    await self._begin()
-                except BaseException as error:
-                    try:
-                        await asyncio.wrap_future(start_shielded(partial(self._end_launched, error)))
-                    finally:
-                        await self._detach()
-                    raise
+            if self._made_asynchronous:
+                if self._beginning is None:
+                    self._beginning = asyncio.ensure_future(self._begin_or_end())
+                await self._beginning
+            if self._background is not None:
+                await asyncio.wait([self._background])
+                if self.failure is not None:
+                    raise self.failure
             return self
 
         return started().__await__()
+
+    async def _begin_or_end(self) -> None:
+        try:
+            await self._begin()
+            if self.warning:
+                warnings.warn(self.warning, stacklevel=2)
+        except BaseException as error:
+            try:
+                await asyncio.wrap_future(start_shielded(partial(self._end_launched, error)))
+            finally:
+                await self._detach()
+            raise
 
     @property
     def starting(self) -> bool:
@@ -520,12 +552,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     def wait_until_started(self, on_status: StatusCallback | None = None) -> bool:
         """Wait for a start in the background; False if it failed (see `failure`)."""
         self._on_status = on_status or self._on_status
-
-        async def wait() -> None:
-            if self._background is not None:
-                await asyncio.wait([self._background])
-
-        self.sync(wait)
+        if self._background is not None:
+            self._background_over.wait()
         return self.failure is None and not self.closed
 
     async def _begin(self) -> None:
@@ -546,8 +574,10 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         self._supervisor.begin(self.observed)
         self._warn_if_partly_ready(readiness, self.settings.timeout_s)
         await self._ask_dask()
-        if self.settings.adapt:
-            self.adapt(minimum=self.settings.adapt[0], maximum=self.settings.adapt[1])
+        if limits := self._fleet.record.adapt:
+            # One that was begun before the cluster was up has stopped.
+            kind = SessionAdaptive if self._adaptive is None else type(self._adaptive)
+            self._start_adapting(kind, minimum=limits[0], maximum=limits[1])
         await self._report()
 
     async def _start_in_background(self) -> None:
@@ -561,9 +591,11 @@ class CMLCluster(Cluster):  # type: ignore[misc]
                 self.failure = another
             finally:
                 await self._detach()
+                self._stop_loop_soon()
+        finally:
+            self._background_over.set()
 
     async def _connect_to(self, address: str) -> None:
-        self.security = read_security(self._fleet.folder, self.settings.tls)
         self._scheduler.connect(address, self.security)
         self.scheduler_comm = self._scheduler.comm
         await super()._start()
@@ -585,7 +617,10 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     async def _report(self) -> None:
         if self._on_status is not None:
-            self._on_status(await self._snapshot())
+            try:
+                self._on_status(await self._snapshot())
+            except Exception:  # what is shown is no reason to stop what starts
+                logger.exception("the status of cluster %r could not be told", self.name)
 
     def _clean_up(self, error: BaseException) -> None:
         """Stop what this start launched, and detach."""
@@ -594,7 +629,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         finally:
             with contextlib.suppress(Exception):
                 self.sync(self._detach, callback_timeout=self._fleet.times.detach_s)
-                self._loop_runner.stop()
+                self._stop_loop()
 
     def _end_launched(self, error: BaseException) -> None:
         if not self._new:  # the cluster goes on
@@ -706,8 +741,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     def adapt(
         self,
         Adaptive: type[Adaptive] = SessionAdaptive,  # noqa: N803 - Dask's name
-        minimum: float = 0,
-        maximum: float = math.inf,
+        minimum: float | None = 0,
+        maximum: float | None = math.inf,
         minimum_cores: float | None = None,
         maximum_cores: float | None = None,
         minimum_memory: float | str | None = None,
@@ -732,11 +767,15 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If this machine's memory has no room for the minimum.
+            If the minimum is negative or above the maximum, or this machine's memory has no room for it.
         """
         self._check_open()
-        minimum = max([minimum, *self._sessions_with(minimum_cores, minimum_memory, math.ceil)])
-        maximum = min([maximum, *self._sessions_with(maximum_cores, maximum_memory, math.floor)])
+        minimum = max([minimum or 0, *self._sessions_with(minimum_cores, minimum_memory, math.ceil)])
+        maximum = min(
+            [math.inf if maximum is None else maximum, *self._sessions_with(maximum_cores, maximum_memory, math.floor)]
+        )
+        if not 0 <= minimum <= maximum:
+            raise ValueError(f"the minimum must be from 0 to the maximum; not {minimum!r}, with {maximum!r} at most")
         self._check_room(int(minimum))
         self._changing_adaptive = True
         try:
@@ -780,9 +819,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         self._drop_adaptive()
 
     def _drop_adaptive(self) -> None:
-        if self._adaptive is not None:
-            self._adaptive.stop()
-            self._adaptive = None
+        adaptive, self._adaptive = self._adaptive, None  # in one step: the user's thread and the loop do this
+        if adaptive is not None:
+            adaptive.stop()
 
     def _mirror_adapting(self) -> None:
         """Start, change or stop adaptive scaling as the record says; another kernel may have changed it."""
@@ -798,7 +837,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
     def keep(self) -> Any:
         """Restart the idle countdown, as work would."""
-        self._check_open()
+        self._check_up()
 
         async def keep() -> None:
             await self._scheduler.keep()
@@ -862,17 +901,24 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         self.why_detached = why
         self.shutdown_on_close = self.shutdown_on_close or and_end
         self._detaching = asyncio.ensure_future(self._close_quietly())
-        if not self.asynchronous:
-            # In a thread: stopping waits for the loop's own thread.
-            self._detaching.add_done_callback(
-                lambda _: threading.Thread(target=self._loop_runner.stop, daemon=True).start()
-            )
+        self._detaching.add_done_callback(lambda _: self._stop_loop_soon())
 
     async def _close_quietly(self) -> None:
         try:
             await self._close()
-        except StillUpError as error:  # no caller waits for this; the sessions are on record
+        except RuntimeError as error:  # no caller waits for this; the sessions are on record
             logger.warning("%s", error)
+
+    def _stop_loop_soon(self) -> None:
+        """End Dask's thread for this object; from that thread, for which stopping waits."""
+        if not self._made_asynchronous:
+            threading.Thread(target=self._stop_loop, daemon=True).start()
+
+    def _stop_loop(self) -> None:
+        """End Dask's thread for this object, unless a client still uses it."""
+        # It waits for calls to the platform that are under way. What takes longer ends by itself.
+        with contextlib.suppress(TimeoutError):
+            self._loop_runner.stop()
 
     # Closing
 
@@ -884,14 +930,17 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         RuntimeError
             Naming the sessions that the platform did not end; they stay on record, and `close` can be called again.
         """
-        if self.closed:
+        has_no_loop = self.loop.asyncio_loop.is_closed()
+        if self.closed or has_no_loop:
+            if not self.asynchronous:
+                self._stop_loop()
             if not self._must_end:
                 return NoOpAwaitable() if self.asynchronous else None
-            if self.asynchronous:
+            if self.asynchronous and not has_no_loop:
                 return asyncio.ensure_future(self._end())
-            self.ended = run_shielded(self._fleet.end)  # without the loop, which has stopped
-            return None
-        if self.loop.asyncio_loop.is_closed():  # the interpreter is shutting down; the cluster goes on
+            if threading.main_thread().is_alive():  # otherwise the interpreter is shutting down; the cluster goes on
+                self.ended = run_shielded(self._fleet.end)
+                self.status = Status.closed
             return None
         # Not Dask's own `close`, which suppresses every RuntimeError.
         closing = None
@@ -899,7 +948,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             closing = self.sync(self._close, callback_timeout=timeout)
         finally:
             if not self.asynchronous:
-                self._loop_runner.stop()  # ends its thread, unless a client still uses it
+                self._stop_loop()
         return closing
 
     def shutdown(self) -> Any:

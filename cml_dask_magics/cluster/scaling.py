@@ -19,6 +19,7 @@ from distributed.deploy.adaptive import Adaptive
 from cml_dask_magics.cluster.scheduler import SchedulerView, by_session, worker_key
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.supervisor import Supervisor
+from cml_dask_magics.model.lifecycle import is_planned
 from cml_dask_magics.model.record import Record
 from cml_dask_magics.model.status import WorkerFigures
 from cml_dask_magics.model.words import counted
@@ -75,20 +76,19 @@ class Scaler:
         if await asyncio.to_thread(self._supervisor.may_launch):
             async with self._lock:
                 await asyncio.to_thread(self._supervisor.launch, n)
-                await asyncio.to_thread(self._note_load)
+                await asyncio.to_thread(self._fleet.journal.update, self._by_load)
 
     async def let_go(self, sessions: Collection[str]) -> None:
         """Retire the workers of sessions that Dask's adaptive scaling chose, then end the sessions."""
         # On record first, so that their end is no loss.
-        noted = partial(self._scaled, n=len(self._fleet.plan - set(sessions)), by="Dask", again=False)
-        await asyncio.to_thread(self._fleet.withdraw, sessions, noted)
+        await asyncio.to_thread(self._fleet.withdraw, sessions, self._by_load)
         await self._retire(sessions, lose_data=True)  # Dask has seen to it that there is room for the data elsewhere
-        await self.end(sessions)
+        await self._stop(sessions)
 
     async def end(self, sessions: Collection[str]) -> None:
-        """End sessions whose workers Dask has retired."""
+        """End sessions whose workers Dask has retired; those that stay are as many as are requested then."""
+        await asyncio.to_thread(self._fleet.withdraw, sessions, self._as_planned)
         await self._stop(sessions)
-        await asyncio.to_thread(self._note_load)
 
     def workers(self) -> dict[str, tuple[WorkerFigures, ...]]:
         """The connected workers of each session."""
@@ -166,11 +166,13 @@ class Scaler:
         await asyncio.to_thread(self._fleet.stop, victims)
         await self._scheduler.look()
 
-    def _note_load(self) -> None:
-        """Put on record how many sessions Dask asks for, if that has changed."""
-        n = len(self._fleet.plan)
-        if n != self._fleet.record.requested:
-            self._fleet.journal.update(lambda record: self._scaled(record, n, "Dask", again=False))
+    def _by_load(self, record: Record) -> Record:
+        """The record with the number of sessions that Dask asks for, unless a user has asked for one meanwhile."""
+        return record if record.adapt is None else self._as_planned(record)
+
+    def _as_planned(self, record: Record) -> Record:
+        n = sum(map(is_planned, record.sessions))
+        return record if n == record.requested else self._scaled(record, n, "Dask", again=False)
 
     def _scaled(self, record: Record, n: int, by: str, again: bool = True) -> Record:
         event = f"scaled to {counted(n, self._fleet.settings.processes)} by {by}"

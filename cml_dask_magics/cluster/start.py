@@ -14,7 +14,6 @@ from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.pending import why_pending
 from cml_dask_magics.model.words import counted, short
 from cml_dask_magics.platforms.pool import Launched
-from cml_dask_magics.registry.liveness import scheduler_address
 from cml_dask_magics.registry.start_times import note_start
 
 
@@ -71,6 +70,7 @@ class Start:
             # The scheduler first: if resources are short, workers without a scheduler would only block them.
             for launch in (partial(fleet.launches.launch, "scheduler", 1), fleet.launches.launch_requested):
                 launches.append(asyncio.ensure_future(asyncio.to_thread(launch)))
+                launches[-1].add_done_callback(_look_at)
                 await asyncio.wait(launches, timeout=fleet.times.head_start_s)
             fleet.watch()
             await self._connect_when_up(deadline, launches)
@@ -94,10 +94,10 @@ class Start:
         """
         fleet, name = self._fleet, self._fleet.record.name
         deadline = time.monotonic() + fleet.settings.timeout_s
-        while (address := scheduler_address(fleet.record, fleet.folder)) is None:
+        while (address := await asyncio.to_thread(fleet.scheduler_address)) is None:
             if (
                 not await asyncio.to_thread(fleet.journal.refresh)
-                or fleet.liveness() == "silent"
+                or await asyncio.to_thread(fleet.liveness) == "silent"
                 or time.monotonic() > deadline
             ):
                 raise RuntimeError(f"cluster {name!r} did not come up; %dask_up --name {name} starts it again")
@@ -153,7 +153,7 @@ class Start:
         fleet = self._fleet
         while True:
             self._raise_if_failed(launches)
-            address = scheduler_address(fleet.record, fleet.folder)
+            address = await asyncio.to_thread(fleet.scheduler_address)
             if address is not None:
                 try:
                     await self._connect(address)
@@ -195,6 +195,12 @@ class Start:
         fleet.journal.update(lambda record: replace(record, state="running").with_event(message))
         if readiness.ready >= fleet.settings.n_workers:
             note_start(fleet.journal.registry.directory, fleet.record.backend, readiness.took_s)
+
+
+def _look_at(launch: asyncio.Future[Any]) -> None:
+    """Take note of a launch call's error: the first one ends the start, and asyncio would log the other as missed."""
+    if not launch.cancelled():
+        launch.exception()
 
 
 def nobody_ready_message(fleet: Fleet, timeout_s: float) -> str:

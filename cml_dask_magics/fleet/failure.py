@@ -9,7 +9,6 @@ from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.pending import why_pending
 from cml_dask_magics.model.record import Role
 from cml_dask_magics.model.words import cut
-from cml_dask_magics.registry.liveness import scheduler_address
 
 _SHOWN_SESSIONS = 10
 _SHOWN_LINES = 8
@@ -71,7 +70,7 @@ def _session_lines(fleet: Fleet, connected: Collection[str], added: Collection[s
             yield f"  session {session.id} ({session.role}) {ended} {before}{_printed(fleet, session.id)}"
     words = {"pending": "was not started by the platform yet", "running": "was ready"}
     scheduler = fleet.record.scheduler
-    address = scheduler_address(fleet.record, fleet.folder)
+    address = fleet.scheduler_address()
     if scheduler is not None and connected:
         connected = {*connected, scheduler.id}
     sessions = [session for session in fleet.record.sessions if added is None or session.id in added]

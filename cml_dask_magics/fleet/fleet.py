@@ -127,6 +127,10 @@ class Fleet:
             self._reader = sessions, session_reader(self.settings.processes, ids)
         return self._reader[1]
 
+    def scheduler_address(self) -> str | None:
+        """The scheduler's address, once it is known; read from a file."""
+        return scheduler_address(self.record, self.folder)
+
     def liveness(self) -> Liveness:
         """Whether the cluster answers, by a connection to its scheduler."""
         return liveness(self.record, self.folder, self.times.answer_s)

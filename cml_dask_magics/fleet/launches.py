@@ -130,22 +130,38 @@ class Launches:
         try:
             # First the intent: if this kernel dies during the call, others know that there may be more sessions.
             self._journal.update(intend)
-            if intent.n <= 0:
-                return Launched()
-            renew_program(self._journal.folder, self.settings)
-            request = self._request(role)
-            launched = self._pool.launch(intent.n, **request)
-            secrets_of_env = self.settings.env.values()
-            refusals = tuple(hidden(words, secrets_of_env) for words in launched.refusals)
-            launched = replace(launched, refusals=refusals)
-            self.suspects |= set(launched.suspects)
-            self._refusals += [(role, words) for words in launched.refusals]
-            self._write_down(intent, request, launched, automatic, requested)
-            return launched
+            return self._call(intent, automatic, requested) if intent.n > 0 else Launched()
         finally:
             with self._changed:
                 self._in_flight -= 1
                 self._changed.notify_all()
+
+    def _call(self, intent: Launch, automatic: bool, requested: int | None) -> Launched:
+        """Make the call of an intent that is on record."""
+        called = False
+        try:
+            self._renew_program()
+            request = self._request(intent.role)
+            called = True
+            launched = self._pool.launch(intent.n, **request)
+        except BaseException:
+            # Not `update`: the disk may be full. As long as a call stands there as under way, its sessions count as
+            # coming, and nobody launches others.
+            self._journal.note(lambda record: _without(record, intent, doubtful=called))
+            raise
+        secrets_of_env = self.settings.env.values()
+        refusals = tuple(hidden(words, secrets_of_env) for words in launched.refusals)
+        launched = replace(launched, refusals=refusals)
+        self.suspects |= set(launched.suspects)
+        self._refusals += [(intent.role, words) for words in launched.refusals]
+        self._write_down(intent, request, launched, automatic, requested)
+        return launched
+
+    def _renew_program(self) -> None:
+        try:
+            renew_program(self._journal.folder, self.settings)
+        except OSError as error:
+            raise self._journal.registry.unusable(error) from error
 
     def _write_down(
         self, intent: Launch, request: dict[str, Any], launched: Launched, automatic: bool, requested: int | None
@@ -168,19 +184,23 @@ class Launches:
             for session in ids
         )
 
-        def account(record: Record) -> Record:
+        def account(record: Record, new: tuple[SessionRecord, ...] = new) -> Record:
             others = tuple(session for session in record.sessions if session.id not in ids)  # adopted meanwhile
-            launching = tuple(launch for launch in record.launching if launch.id != intent.id)
-            if launched.doubtful:
-                launching += (replace(intent, answered=True),)
+            return replace(_without(record, intent, launched.doubtful), sessions=(*others, *new))
+
+        def account_as_asked(record: Record) -> Record:
             # In the same step as the sessions: another kernel must not take them for too many.
             asked_for = record.requested if requested is None or launched.refusals else requested
-            return replace(record, sessions=(*others, *new), launching=launching, requested=asked_for)
+            return replace(account(record), requested=asked_for)
 
         try:
-            record = self._journal.update(account)
+            record = self._journal.update(account_as_asked)
         except BaseException:
-            # A full disk, or another kernel has stopped the cluster: sessions that are on no record must be stopped.
+            # A full disk, or another kernel has stopped the cluster: sessions that are not on disk must be stopped.
+            # Those that do not stop are kept in mind, for the next try.
+            now = time.time()
+            stopping = tuple(replace(session, stopping_at=now) for session in new)
+            self._journal.note(lambda record: account(record, stopping))
             if ids:
                 self._pool.stop(ids, visible=ids, timeout_s=self._times.stop_s)
             raise
@@ -218,6 +238,12 @@ class Launches:
             "env": shell_lines.worker_environment(settings, folder),
             "options": settings.launch_options["workers"],
         }
+
+
+def _without(record: Record, intent: Launch, doubtful: bool) -> Record:
+    """The record without the intent of a call that is over; with it, if there may be sessions that nobody knows."""
+    others = tuple(launch for launch in record.launching if launch.id != intent.id)
+    return replace(record, launching=(*others, replace(intent, answered=True)) if doubtful else others)
 
 
 def _check_goes_on(record: Record) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distributed import Client
+from distributed import Client, default_client
 
 from cml_dask_magics import CMLCluster
 from cml_dask_magics.cluster.shielded import run_shielded
@@ -101,8 +101,7 @@ class KernelClusters:
             If sessions did not end; the message names them, and the record is kept.
         """
         key = state_directory, name
-        if (client := self._clients.pop(key, None)) is not None:
-            client.close()
+        self._close_client(key)
         try:
             if self.is_held(state_directory, name):
                 ended: Ended | None = self._held[key].shutdown()
@@ -157,18 +156,28 @@ class KernelClusters:
         folder = Registry(state_directory).latest_log_folder(name)
         paths = session_logs(folder) if folder is not None else {}
         if not paths:
-            raise ValueError(f"there is no output of a cluster {name!r}")
+            there_are = self.names(state_directory)
+            known = f"; there are: {', '.join(there_are)}" if there_are else ""
+            raise ValueError(f"there is no output of a cluster {name!r}{known}")
         if session is not None and session not in paths:
             raise ValueError(f"cluster {name!r} has no output of a session {session!r}; there are: {', '.join(paths)}")
         return {each: read_tail(path, lines) for each, path in paths.items() if session in (None, each)}
 
     def client(self, cluster: CMLCluster) -> Client:
-        """This kernel's client of a cluster; connects if there is none."""
+        """This kernel's client of a cluster, which Dask computes with; connects if there is none.
+
+        Where another cluster was started since, Dask takes that one's. A new client is then made: the former goes on
+        for who holds its futures, and ends with its cluster.
+        """
         key = cluster.settings.state_directory, cluster.name
         client = self._clients.get(key)
-        if client is None or client.status != "running" or client.cluster is not cluster:
+        if client is None or client.status != "running" or not client.cluster is cluster is _default_cluster():
             client = self._clients[key] = Client(cluster)
         return client
+
+    def _close_client(self, key: _Key) -> None:
+        if (client := self._clients.pop(key, None)) is not None:
+            client.close()
 
     def hold(self, cluster: CMLCluster) -> bool:
         """Add a cluster that was made without the magics; False if another of its name is held already."""
@@ -224,7 +233,7 @@ class KernelClusters:
             notes.append(
                 f"cluster {settings.name!r} was lost; it was started anew with the settings that it had "
                 f"({counted(settings.n_workers, settings.processes)}; {settings.cpu:g} cores and "
-                f"{settings.memory_gib:g} GiB each)" + ("" if before.tls or not settings.tls else ", and with TLS")
+                f"{settings.memory_gib:.4g} GiB each)" + ("" if before.tls or not settings.tls else ", and with TLS")
             )
         cluster = self._held[key] = CMLCluster.from_settings(settings, on_status)
         notes += cluster.notes
@@ -242,6 +251,7 @@ class KernelClusters:
         if cluster.why_detached:
             self._why_detached[key] = cluster.why_detached
         self._held.pop(key, None)
+        self._close_client(key)  # it would look for its scheduler for half a minute
         if not cluster.closed:
             cluster.shutdown_on_close = False
             cluster.close()
@@ -292,6 +302,14 @@ def _opened(state_directory: Path, name: str) -> Fleet | None:
     return open_fleet(Registry(state_directory), name, CMLCluster.times)
 
 
+def _default_cluster() -> object:
+    """The cluster of the client that Dask computes with; None if there is none."""
+    try:
+        return default_client().cluster
+    except ValueError:
+        return None
+
+
 def _last_seen(cluster: CMLCluster) -> ClusterStatus:
     """The cluster as this kernel last heard of it."""
 
@@ -335,8 +353,8 @@ def _adjusted(cluster: CMLCluster, settings: Settings, done: str, on_status: Sta
     notes = []
     if fixed:
         notes.append(
-            f"cluster {cluster.name!r} keeps the {', '.join(fixed)} that it was started with; "
-            f"%dask_down {cluster.name} first to change that"
+            f"{', '.join(fixed)} cannot be changed while cluster {cluster.name!r} runs; "
+            f"%dask_down {cluster.name} first, then this line again"
         )
     # Without a number, missing workers are launched again.
     asks = "n_workers" in given

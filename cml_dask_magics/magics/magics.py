@@ -9,14 +9,16 @@ import argparse
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.error import UsageError
 from IPython.core.getipython import get_ipython
 
 from cml_dask_magics.magics.command_line import LineParser, down_parser, status_parser, up_parser
 from cml_dask_magics.magics.notice import cluster_names, notice
-from cml_dask_magics.model.settings import Settings, as_typed, make_settings
+from cml_dask_magics.model import readers
+from cml_dask_magics.model.settings import Settings, as_typed, make_settings, state_directory
 from cml_dask_magics.model.words import clean
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
     from cml_dask_magics.cluster.cluster import CMLCluster
     from cml_dask_magics.magics.kernel_clusters import Up
+
+
+E = TypeVar("E", bound=BaseException)
 
 
 class DaskMagics:
@@ -58,12 +63,11 @@ class DaskMagics:
             with screens.starting(self.shell, controls) as on_status:
                 up = kernel_clusters.up(settings, on_status)
         except (RuntimeError, OSError, ValueError) as error:
-            # Re-raise without our traceback, which does not help the user.
             raise _user_error(error) from None
         except KeyboardInterrupt:
             print(interrupted_words(settings.state_directory, settings.name), file=sys.stderr)
-            raise KeyboardInterrupt from None
-        self._tell(up)
+            raise _in_words(KeyboardInterrupt()) from None
+        self._tell(up, settings.client)
         self.shell.push({settings.cluster: up.cluster})
         if settings.background and up.cluster.starting:
             threading.Thread(
@@ -77,27 +81,29 @@ class DaskMagics:
         from cml_dask_magics.display.words import ended_words
         from cml_dask_magics.magics.kernel_clusters import interrupted_words, kernel_clusters
 
-        directory = _settings().state_directory
+        directory = _state_directory()
+        names = list(map(_name, typed.names))
         try:
             there_are = kernel_clusters.names(directory)
-            wanted = there_are if typed.all else typed.names or _the_one(there_are)
+            wanted = there_are if typed.all else names or _the_one(there_are)
             if not wanted:
                 print("There is no cluster to stop.")
             failures = []
             for name in dict.fromkeys(wanted):
                 try:
-                    ended = kernel_clusters.down(directory, _settings(name=name).name)
+                    ended = kernel_clusters.down(directory, name)
                 except RuntimeError as error:  # go on with the others
                     failures.append(clean(str(error)))
                 except KeyboardInterrupt:
                     print(interrupted_words(directory, name), file=sys.stderr)
-                    raise KeyboardInterrupt from None
+                    raise _in_words(KeyboardInterrupt()) from None
                 else:
-                    print(ended_words(ended) if ended is not None else f"There is no cluster {name!r} to stop.")
+                    no_such = f"There is no cluster {name!r} to stop; {_known(there_are)}."
+                    print(ended_words(ended) if ended is not None else no_such)
         except (RuntimeError, OSError) as error:
             raise _user_error(error) from None
         if failures:
-            raise RuntimeError("\n".join(failures))
+            raise _in_words(RuntimeError("\n".join(failures)))
 
     def dask_status(self, typed: argparse.Namespace) -> None:
         """``%dask_status``: see `command_line.status_parser`."""
@@ -108,21 +114,20 @@ class DaskMagics:
         from cml_dask_magics.display.text import to_text
         from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
-        settings = _settings(name=typed.name)
-        directory = settings.state_directory
+        directory = _state_directory()
+        name = None if typed.name is None else _name(typed.name)
         try:
             if typed.logs is not None:
-                _print_logs(kernel_clusters.logs(directory, settings.name, typed.logs or None))
+                which = name or next(iter(_the_one(kernel_clusters.names(directory))), "default")
+                _print_logs(which, kernel_clusters.logs(directory, which, typed.logs or None))
                 return
-            statuses, problems = kernel_clusters.statuses(directory, typed.name)
+            statuses, problems = kernel_clusters.statuses(directory, name)
         except (RuntimeError, OSError, ValueError) as error:
             raise _user_error(error) from None
         for problem in problems:
             print(clean(problem), file=sys.stderr)
-        if typed.name is not None and not statuses:
-            there_are = kernel_clusters.names(directory)
-            known = f"there are: {', '.join(there_are)}" if there_are else "no cluster is running"
-            raise UsageError(f"there is no cluster {typed.name!r}; {known}")
+        if name is not None and not statuses:
+            raise UsageError(f"there is no cluster {name!r}; {_known(kernel_clusters.names(directory))}")
         if typed.json:
             print(to_json(statuses))
         elif typed.text or not statuses or not in_notebook(self.shell):
@@ -130,11 +135,13 @@ class DaskMagics:
         else:
             screens.panels([(status, kernel_clusters.controls(directory, status.name)) for status in statuses])
 
-    def _tell(self, up: Up) -> None:
+    def _tell(self, up: Up, client: str) -> None:
         from cml_dask_magics.display.screens import in_notebook
 
         for note in up.notes:
             print(clean(note), file=sys.stderr)
+        if up.done == "starting":
+            print(f"`{client}` follows when the workers are ready; %dask_status shows how far they are.")
         if not in_notebook(self.shell):
             link = up.cluster.dashboard_link
             print(f"Cluster {up.cluster.name!r} {up.done}: {up.cluster!r}" + (f"\nDashboard: {link}" if link else ""))
@@ -184,7 +191,7 @@ def show_cluster(cluster: CMLCluster) -> None:
         controls = kernel_clusters.controls(cluster.settings.state_directory, cluster.name)
         screens.panels([(cluster.cached_status(), controls)])
     elif cluster.closed:
-        print(f"{cluster!r} is closed")
+        print(clean(cluster.why_detached) or f"{cluster!r} is closed")
     else:
         show_facts(cluster.cached_status())
 
@@ -210,6 +217,24 @@ def _settings(**given: Any) -> Settings:
         raise UsageError(str(error)) from None
 
 
+def _state_directory() -> Path:
+    try:
+        return state_directory()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _name(typed: str) -> str:
+    try:
+        return readers.name(typed)
+    except ValueError as error:
+        raise UsageError(f"NAME must be {error}; not {typed!r}") from None
+
+
+def _known(names: list[str]) -> str:
+    return f"there are: {', '.join(names)}" if names else "no cluster is running"
+
+
 def _the_one(names: list[str]) -> list[str]:
     if "default" in names or len(names) < 2:
         return ["default"] if "default" in names else names
@@ -218,10 +243,17 @@ def _the_one(names: list[str]) -> list[str]:
 
 def _user_error(error: Exception) -> Exception:
     words = clean(str(error))
-    return UsageError(words) if isinstance(error, ValueError) else RuntimeError(words)
+    return UsageError(words) if isinstance(error, ValueError) else _in_words(RuntimeError(words))
 
 
-def _print_logs(logs: dict[str, list[str]]) -> None:
+def _in_words(error: E) -> E:
+    """Have IPython show an error without our traceback, which does not help the user."""
+    words = f"{type(error).__name__}: {error}".removesuffix(": ")
+    error._render_traceback_ = lambda: [words]  # type: ignore[attr-defined]  # IPython's name
+    return error
+
+
+def _print_logs(cluster: str, logs: dict[str, list[str]]) -> None:
     for session, lines in logs.items():
-        print(f"==> session {session} <==")
+        print(f"==> cluster {cluster}, session {session} <==")
         print("\n".join(lines) if lines else "(nothing)")

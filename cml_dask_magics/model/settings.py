@@ -192,7 +192,7 @@ def make_settings(spelled: Spelling = as_keyword, **given: Any) -> Settings:
     if unknown := sorted(set(given) - set(known)):
         raise TypeError(f"unknown option {unknown[0]!r}{meant(unknown[0], known)}")
     values: dict[str, Any] = {}
-    for option in sorted(OPTIONS, key=lambda option: option.name != "max-workers"):  # what is wrong with N says it
+    for option in sorted(OPTIONS, key=lambda option: option.name != "max-workers"):  # which an error of N names
         value, source = given.get(as_keyword(option.name)), spelled(option.name)
         if value is None:
             value = configured.get(option.name, option.default)
@@ -202,7 +202,7 @@ def make_settings(spelled: Spelling = as_keyword, **given: Any) -> Settings:
             values[option.field] = option.read(value)
         except ValueError as error:
             allowed = str(error)
-            if option.name == "n-workers":  # to have none is no line's purpose
+            if option.name == "n-workers":  # no line asks for none
                 allowed += f" from {int(spelled is as_typed)} to {values['max_workers']}"
             raise ValueError(f"{source} must be {allowed}; not {_shown(option, value)}") from None
     if values["adapt"] and given.get("n_workers") is None:
@@ -292,12 +292,10 @@ def _check_together(settings: Settings, spelled: Spelling) -> None:
 
 def _configuration() -> dict[str, Any]:
     """This package's section of Dask's configuration, keys with hyphens."""
-    try:
-        import dask.config
-        import yaml
-    except ValueError as error:  # dask.config reads every file when it is imported
-        words = " ".join(str(error).split())
-        raise ValueError(f"Dask's configuration cannot be read; mend the file that it names: {words}") from None
+    _import_configuration()
+    import dask.config
+    import yaml
+
     section = dask.config.get(SECTION, None)
     if section is not None and not isinstance(section, Mapping):
         raise ValueError(f"{SECTION} in Dask's configuration must be a mapping of options; not {section!r}")
@@ -312,6 +310,14 @@ def _configuration() -> dict[str, Any]:
         there_are = meant(unknown[0], known) or f"; there are: {', '.join(known)}"
         raise ValueError(f"{SECTION}.{unknown[0]} in Dask's configuration is not an option of this package{there_are}")
     return configured
+
+
+def _import_configuration() -> None:
+    try:
+        import dask.config  # noqa: F401
+    except ValueError as error:  # it reads every file when it is imported
+        words = " ".join(str(error).split())
+        raise ValueError(f"Dask's configuration cannot be read; mend the file that it names: {words}") from None
 
 
 def _configuration_files(folders: Iterable[Path]) -> Iterator[Path]:
@@ -341,19 +347,24 @@ def default_state_directory() -> Path:
 def state_directory() -> Path:
     """Where the records are, without importing Dask (0.15 s) unless its files set the folder.
 
-    For ``%load_ext``, which must be quick.
+    For ``%load_ext``, which must be quick; and for what must work whatever else the configuration says.
 
     Raises
     ------
     ValueError
-        If the configuration names something that is no folder.
+        If the configuration cannot be read, or names something that is no folder.
     """
-    if "dask.config" in sys.modules:  # somebody may have set it there since
-        return make_settings().state_directory
-    variable = os.environ.get("DASK_CML_DASK_MAGICS__STATE_DIRECTORY")
-    if variable:
-        return _directory(variable)
-    return make_settings().state_directory if _files_set_state_directory() else default_state_directory()
+    chosen = os.environ.get("DASK_CML_DASK_MAGICS__STATE_DIRECTORY")
+    # Somebody may have set it there since.
+    if "dask.config" in sys.modules or (not chosen and _files_set_state_directory()):
+        _import_configuration()
+        import dask.config
+
+        chosen = dask.config.get(f"{SECTION}.state-directory", None)
+    try:
+        return _directory(chosen or None)
+    except ValueError as error:
+        raise ValueError(f"{SECTION}.state-directory must be {error}; not {cut(repr(chosen), 200)}") from None
 
 
 def _files_set_state_directory() -> bool:

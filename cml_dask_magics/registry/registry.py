@@ -116,7 +116,7 @@ class Registry:
             on_record = {name for name in self._names_in(self.directory) if self._is_private(name)}
             open_runs = {cluster_of(run) for run in self._marked_open()}
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
         with contextlib.suppress(OSError, RegistryError):  # the user's folders, perhaps without access for us
             on_record |= {name for name in self._names_in(self.state_directory) if self._is_older(name)}
         return sorted(on_record | open_runs)
@@ -220,7 +220,7 @@ class Registry:
                 self._mark_closed(run.name)
                 remove_run(self.state_directory, run)
             if isinstance(error, OSError):
-                raise self._unusable(error) from error
+                raise self.unusable(error) from error
             raise
         return run
 
@@ -251,7 +251,7 @@ class Registry:
                 try:
                     write_private(path, text)
                 except OSError as error:
-                    raise self._unusable(error) from error
+                    raise self.unusable(error) from error
                 self._loaded[path] = _Loaded(text, changed)
             return changed
 
@@ -279,7 +279,7 @@ class Registry:
                         gone.insert(0, named(_RECORD_FILE))
                     remove(self.state_directory, folder, *gone, and_folder=True)
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self.unusable(error) from error
         with contextlib.suppress(OSError):  # errors with old logs are not this cluster's
             self._prune()
 
@@ -347,7 +347,7 @@ class Registry:
             return _DELETED
         except OSError as error:
             if error.errno not in _UNREADABLE:
-                raise self._unusable(error) from error
+                raise self.unusable(error) from error
             return f"it could not be read: {error.strerror}"
         except ValueError as error:  # UnicodeDecodeError is one
             return f"it could not be read: {error}"
@@ -477,7 +477,8 @@ class Registry:
             mended.replace(path)
         return record
 
-    def _unusable(self, error: OSError) -> RegistryError:
+    def unusable(self, error: OSError) -> RegistryError:
+        """The error that tells the user of one with a file of the state folder."""
         return RegistryError(
             f"the state folder {self.directory} cannot be used: {error.strerror or error} ({error.filename}); "
             "make it writable or set state-directory in the configuration to another folder"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from distributed.system import MEMORY_LIMIT
 from support.state_folder import local_sessions
 
 from cml_dask_magics import CMLCluster
+from cml_dask_magics.fleet.fleet import Change, Fleet
 from cml_dask_magics.fleet.in_session import room_bytes
-from cml_dask_magics.fleet.launches import Launches
+from cml_dask_magics.fleet.launches import EndingError, Launches
 from cml_dask_magics.fleet.opening import open_fleet
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.model.record import record_from_json
@@ -135,6 +137,20 @@ def test_an_async_start_that_fails_leaves_nothing(state: Path, monkeypatch: pyte
     assert not running(state) and kernel_clusters.names(state) == []
 
 
+def test_a_start_whose_launch_calls_all_fail_says_so_once(
+    state: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise EndingError("default")
+
+    monkeypatch.setattr(Launches, "launch", fail)
+    monkeypatch.setattr(Launches, "launch_requested", fail)
+    with pytest.raises(EndingError):
+        CMLCluster(1, name="default")
+    gc.collect()  # asyncio logs an error that nobody looked at when its future goes
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
 @shared
 def test_a_taken_name_is_refused_and_the_cluster_that_has_it_goes_on(one: CMLCluster) -> None:
     with pytest.raises(NameTakenError, match="from_name"):
@@ -215,6 +231,30 @@ def test_whoever_scales_last_has_the_last_word_though_another_kernel_is_not_done
         monkeypatch.setattr(Launches, "grow", grow_and_be_overtaken)
         cluster.scale(2)
         assert cluster.wanted == 1
+
+
+def test_what_the_user_scales_to_while_dask_ends_a_worker_holds(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with CMLCluster(2, name="default") as cluster:
+        cluster.adapt(minimum=1, maximum=4, interval="1h")
+
+        def be_overtaken_and_withdraw(self: Fleet, ids: Collection[str], also: Change) -> None:
+            monkeypatch.setattr(Fleet, "withdraw", withdraw)
+            cluster.scale(3)
+            withdraw(self, ids, also)
+
+        withdraw = Fleet.withdraw
+        monkeypatch.setattr(Fleet, "withdraw", be_overtaken_and_withdraw)
+        victim = min(cluster.plan)
+        cluster.sync(cluster.scaler.let_go, [victim])
+        assert cluster.wanted == 3 and victim not in cluster.plan
+
+
+def test_a_worker_that_dask_is_told_to_end_is_not_replaced(state: Path) -> None:
+    with CMLCluster(2, name="default") as cluster:
+        victim = min(cluster.plan)
+        cluster.scale_down([victim])
+        assert cluster.wanted == 1 and victim not in cluster.plan and len(running(state)) == 2
+        assert cluster.get_logs()["Cluster"].count("scaled to 1 worker by Dask") == 1
 
 
 def test_what_an_older_release_started_grows_by_sessions_of_this_one(state: Path) -> None:

@@ -406,12 +406,80 @@ def test_sessions_launched_while_another_kernel_ends_the_cluster_are_not_left_be
     assert registry.names() == []
 
 
-def test_sessions_that_cannot_be_recorded_are_stopped_at_once(cluster, registry, workspace, full_disk, ours):
-    with contextlib.ExitStack() as stack:
-        workspace.on_launch = lambda _: stack.enter_context(full_disk())
-        with pytest.raises(RuntimeError, match="state folder"):
-            cluster.launches.launch("worker", 2)
-    assert ours() == [] or recorded(registry) == set(ours())
+@pytest.fixture
+def full_after_launch(workspace, full_disk):
+    """The disk is full from the next launch call on, while it is entered."""
+
+    @contextlib.contextmanager
+    def entered():
+        with contextlib.ExitStack() as stack:
+            workspace.on_launch = lambda _: stack.enter_context(full_disk())
+            yield
+        workspace.on_launch = None
+
+    return entered
+
+
+def test_sessions_that_cannot_be_recorded_are_stopped_at_once_and_others_can_be_launched(
+    cluster, registry, full_after_launch, ours
+):
+    with full_after_launch(), pytest.raises(RuntimeError, match="state folder"):
+        cluster.launches.grow(2)
+    assert ours() == []
+    cluster.launches.grow(2)
+    assert len(ours()) == 2 and cluster.plan == set(ours()) <= recorded(registry)
+    assert registry.read("default").launching == ()
+
+
+def test_a_session_that_can_neither_be_recorded_nor_stopped_is_not_forgotten(
+    make_fleet, registry, workspace, full_after_launch, ours
+):
+    cluster = make_fleet(times=HURRIED)
+    workspace.stop_modes = {"*": "refuse"}
+    with full_after_launch(), pytest.raises(RuntimeError, match="state folder"):
+        cluster.launches.grow(1)
+    (left,) = ours()
+    workspace.stop_modes = {}
+    cluster.launches.grow(1)
+    assert len(cluster.plan) == 1 and left not in cluster.plan and left in recorded(registry)
+    cluster.end()
+    assert ours() == []
+
+
+def test_what_a_call_launched_that_could_not_be_written_down_is_found_by_its_log(
+    cluster, registry, workspace, full_after_launch, ours
+):
+    workspace.break_launch = 1, ConnectionResetError("reset")
+    with full_after_launch(), pytest.raises(RuntimeError, match="state folder"):
+        cluster.launches.grow(1)
+    (session,) = ours()
+    log(cluster, session)
+    cluster.orphans.adopt(set())
+    assert recorded(registry) == {session} == cluster.plan
+
+
+def test_what_a_call_launched_that_was_broken_off_is_found_by_its_log_and_not_waited_for(
+    cluster, registry, workspace, ours
+):
+    workspace.break_launch = 1, KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        cluster.launches.grow(2)
+    (session,) = ours()
+    log(cluster, session)
+    cluster.orphans.adopt(set())
+    cluster.launches.grow(2)
+    assert session in recorded(registry) == set(ours()) and len(ours()) == 2
+
+
+def test_a_call_whose_program_cannot_be_written_says_so_and_is_not_waited_for(cluster, registry, workspace, ours):
+    in_its_place = cluster.folder / "session.json"
+    in_its_place.mkdir()
+    with pytest.raises(RuntimeError, match=r"state folder .* cannot be used: .*session\.json"):
+        cluster.launches.grow(2)
+    assert workspace.count("launch") == 0 and registry.read("default").launching == ()
+    in_its_place.rmdir()
+    cluster.launches.grow(2)
+    assert len(ours()) == 2 and recorded(registry) == set(ours())
 
 
 def test_a_full_disk_does_not_keep_anybody_from_stopping_the_sessions(cluster, full_disk, ours):

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dask
+import distributed
 import pytest
 from distributed.comm.tcp import TLSConnector
 from IPython.core.error import UsageError
@@ -18,6 +20,7 @@ from support.state_folder import private
 import cml_dask_magics
 from cml_dask_magics.cluster.scheduler import SchedulerView
 from cml_dask_magics.display.panel.output import VIEW
+from cml_dask_magics.fleet import shell_lines
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
 pytestmark = pytest.mark.dask
@@ -84,11 +87,33 @@ def test_bad_input_is_shown_without_a_traceback(shell: InteractiveShell, capsys:
     assert "UsageError: --cpu must be" in shown.out + shown.err and "Traceback" not in shown.out + shown.err
 
 
+def test_what_fails_is_shown_without_our_traceback(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shell_lines, "scheduler_line", lambda *_: "exit 3")
+    assert isinstance(shell.run_cell("%dask_up 1").error_in_exec, RuntimeError)
+    shown = capsys.readouterr()
+    assert "RuntimeError: cluster 'default' did not start" in shown.out + shown.err
+    assert "Traceback" not in shown.out + shown.err and "magics.py" not in shown.out + shown.err
+
+
+def test_a_mistake_in_the_configuration_stops_nobody_from_stopping(
+    shell: InteractiveShell, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run_line_magic("dask_up", "1")
+    with dask.config.set({"cml-dask-magics.cpus": 2}):
+        with pytest.raises(UsageError, match=r"cml-dask-magics\.cpus"):
+            shell.run_line_magic("dask_up", "1")
+        shell.run_line_magic("dask_status", "--text")
+        shell.run_line_magic("dask_down", "")
+    printed = capsys.readouterr().out
+    assert "default: running" in printed and "Stopped cluster 'default'" in printed
+    assert kernel_clusters.names(state) == []
+
+
 def test_a_state_folder_that_cannot_be_written_is_named(
     shell: InteractiveShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dask
-
     (tmp_path / "file").touch()
     monkeypatch.setenv("DASK_CML_DASK_MAGICS__STATE_DIRECTORY", str(tmp_path / "file" / "state"))
     with dask.config.set({"cml-dask-magics.state-directory": str(tmp_path / "file" / "state")}):
@@ -149,6 +174,36 @@ def test_several_clusters_must_be_named_to_be_stopped(
     shell.run_line_magic("dask_down", "--all")
     assert kernel_clusters.names(state) == []
     assert capsys.readouterr().out.count("Stopped cluster") == 2
+
+
+def test_the_cluster_of_the_last_up_is_the_one_that_dask_computes_with(shell: InteractiveShell) -> None:
+    shell.run_line_magic("dask_up", "1 --name one")
+    kept = shell.user_ns["client"].submit(sum, [1, 2])
+    shell.run_line_magic("dask_up", "1 --name two")
+    shell.run_line_magic("dask_up", "--name one")
+    computed_by = dask.delayed(lambda: distributed.get_worker().scheduler.address)().compute()
+    assert computed_by == shell.user_ns["cluster"].scheduler_address == shell.user_ns["client"].scheduler.address
+    assert shell.user_ns["cluster"].name == "one" and kept.result() == 3
+    again = shell.user_ns["client"]
+    shell.run_line_magic("dask_up", "--name one")
+    assert shell.user_ns["client"] is again
+
+
+def test_logs_are_those_of_the_cluster_that_runs(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
+    shell.run_line_magic("dask_up", "1")
+    shell.run_line_magic("dask_down", "")
+    shell.run_line_magic("dask_up", "1 --name night-run")
+    capsys.readouterr()
+    shell.run_line_magic("dask_status", "--logs")
+    headers = [line for line in capsys.readouterr().out.splitlines() if line.startswith("==>")]
+    assert len(headers) == 2 and all("cluster night-run, session" in line for line in headers)
+    with pytest.raises(UsageError, match=r"no output of a cluster 'none'; there are: night-run"):
+        shell.run_line_magic("dask_status", "none --logs")
+    shell.run_line_magic("dask_down", "night-run")
+    shell.run_line_magic("dask_status", "night-run --logs")
+    assert "cluster night-run, session" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="cluster 'night-run' was stopped; %dask_up --name night-run starts it"):
+        shell.user_ns["cluster"].scale(2)
 
 
 def test_options_that_a_running_cluster_cannot_take_are_said(
