@@ -429,8 +429,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         return self.sync(self._status)
 
     async def _status(self) -> ClusterStatus:
-        """The cluster now: asks the scheduler."""
-        await self._scheduler.look()
+        """The cluster now: asks the scheduler, unless that is known to be gone."""
+        if self._fleet.record.state != "lost":
+            await self._scheduler.look()
         return await self._snapshot()
 
     async def _snapshot(self) -> ClusterStatus:

@@ -5,6 +5,7 @@ Nothing here prints.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,8 +177,16 @@ class KernelClusters:
         return client
 
     def _close_client(self, key: _Key) -> None:
-        if (client := self._clients.pop(key, None)) is not None:
+        client = self._clients.pop(key, None)
+        if client is None:
+            return
+        # Closed while it looks for its scheduler, it would log that as an error, with a traceback.
+        dasks_log = logging.getLogger("distributed.client")
+        dasks_log.addFilter(_nothing)
+        try:
             client.close()
+        finally:
+            dasks_log.removeFilter(_nothing)
 
     def hold(self, cluster: CMLCluster) -> bool:
         """Add a cluster that was made without the magics; False if another of its name is held already."""
@@ -300,6 +309,11 @@ def interrupted_words(state_directory: Path, name: str) -> str:
 def _opened(state_directory: Path, name: str) -> Fleet | None:
     """The sessions of a cluster on record; None if there is no record."""
     return open_fleet(Registry(state_directory), name, CMLCluster.times)
+
+
+def _nothing(_record: logging.LogRecord) -> bool:
+    """For a log that is to say nothing."""
+    return False
 
 
 def _default_cluster() -> object:

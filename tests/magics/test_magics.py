@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from distributed.comm.tcp import TLSConnector
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
-from support.state_folder import private
+from support.state_folder import local_sessions, private
 
 import cml_dask_magics
 from cml_dask_magics.cluster.scheduler import SchedulerView
@@ -187,6 +188,21 @@ def test_the_cluster_of_the_last_up_is_the_one_that_dask_computes_with(shell: In
     again = shell.user_ns["client"]
     shell.run_line_magic("dask_up", "--name one")
     assert shell.user_ns["client"] is again
+
+
+def test_a_client_that_looks_for_a_lost_scheduler_is_closed_without_a_word(
+    shell: InteractiveShell, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shell.run_line_magic("dask_up", "1")
+    cluster, client = shell.user_ns["cluster"], shell.user_ns["client"]
+    local_sessions(state).stop_workers(cluster.status().scheduler.session)
+    deadline = time.monotonic() + 30
+    while client.status != "connecting" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert client.status == "connecting"
+    shell.run_line_magic("dask_down", "")
+    assert client.status == "closed"
+    assert [record for record in caplog.records if record.name == "distributed.client"] == []
 
 
 def test_logs_are_those_of_the_cluster_that_runs(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
