@@ -131,8 +131,10 @@ def _workers_status(session: SessionRecord, state: SessionState, workers: Sequen
 
 
 def _since(session: SessionRecord, state: SessionState) -> datetime | None:
-    """Since when a session has been in a state that is to pass."""
+    """Since when a session has been in a state that is to pass; None where that is not known."""
     if state == "running":  # most are
+        return None
+    if state == "starting" and session.connected_at is not None:  # its worker left, nobody wrote down when
         return None
     began = session.running_at or session.launched_at
     at = {"pending": session.launched_at, "starting": began, "stopping": session.stopping_at}.get(state)

@@ -100,14 +100,14 @@ class Start:
                 or await asyncio.to_thread(fleet.liveness) == "silent"
                 or time.monotonic() > deadline
             ):
-                raise RuntimeError(f"cluster {name!r} did not come up; %dask_up --name {name} starts it anew")
+                raise RuntimeError(f"cluster {name!r} did not come up; %dask_up --name {name} starts it again")
             await asyncio.sleep(fleet.times.tick_s)
         try:
             await asyncio.wait_for(self._connect(address), fleet.times.connect_s)
         except (OSError, TimeoutError, asyncio.TimeoutError) as error:
             raise RuntimeError(
                 f"the scheduler of cluster {name!r} does not answer at {address} ({short(error) or 'timed out'}); "
-                f"%dask_down {name} clears what is left, %dask_up --name {name} then starts it anew"
+                f"%dask_down {name} clears what is left, %dask_up --name {name} then starts it again"
             ) from error
         fleet.watch()
 
@@ -206,13 +206,14 @@ def _look_at(launch: asyncio.Future[Any]) -> None:
 def nobody_ready_message(fleet: Fleet, timeout_s: float) -> str:
     """The message if no worker is connected at the timeout, or no session has all of its several workers."""
     who = "worker connected" if fleet.settings.processes == 1 else "session had all its workers connected"
-    return f"no {who} within {timeout_s:g} s"
+    return f"no {who} within {timeout_s:g} s; --timeout (in Python: timeout=) gives more time"
 
 
 def partly_ready_message(fleet: Fleet, readiness: Readiness, timeout_s: float) -> str:
     """The message if some workers are missing at the timeout."""
     wanted = counted(readiness.wanted, fleet.settings.processes)
-    return (
-        f"cluster {fleet.record.name!r}: {readiness.ready} of {wanted} are ready after {timeout_s:g} s; "
-        f"the other {readiness.wanted - readiness.ready} join when the platform starts them"
-    )
+    missing = readiness.wanted - readiness.ready
+    others = "the other joins when the platform starts it"
+    if missing > 1:
+        others = f"the other {missing} join when the platform starts them"
+    return f"cluster {fleet.record.name!r}: {readiness.ready} of {wanted} are ready after {timeout_s:g} s; {others}"

@@ -71,8 +71,9 @@ class Screens:
                     self.follow(controls)
                     shown.output.refresh()
         elif sys.stdout.isatty():
-            with Console().status(f"{controls.name}: asking the platform for sessions") as line:
-                yield lambda status: line.update(progress_line(status))
+            began = time.monotonic()
+            with Console().status(f"{controls.name}: looking for the cluster") as line:
+                yield lambda status: line.update(progress_line(status, time.monotonic() - began))
         else:
             yield lambda _status: None
 

@@ -95,9 +95,8 @@ def to_text(
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def progress_line(status: ClusterStatus, now: datetime | None = None) -> str:
-    """The progress of a start in one line: ``default: 2 of 4 workers ready · 1 starting · 1 pending · 12 s``."""
-    elapsed_s = ((now or utc_now()) - status.created_at).total_seconds()
+def progress_line(status: ClusterStatus, elapsed_s: float) -> str:
+    """The progress of a command in one line: ``default: 2 of 4 workers ready · 1 starting · 1 pending · 12 s``."""
     words = [*count_words(status), format_duration_s(elapsed_s, exact=True)]
     if estimate := estimate_words(status):
         words.append(estimate)

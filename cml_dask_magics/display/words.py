@@ -199,8 +199,8 @@ def advice_words(status: ClusterStatus, sums: Totals | None = None) -> str:
     """What is wrong and what to do about it; empty if nothing is."""
     if status.state == "lost":
         return (
-            "Its scheduler is gone, or has been silent for long. %dask_up starts it afresh as it was, "
-            "%dask_down clears what is left of it."
+            "Its scheduler is gone, or has been silent for long. %dask_up starts it again with the same "
+            "settings, %dask_down clears what is left of it."
         )
     parts = [_what_is_missing(status, sums or totals(status)), clean(status.why_pending)]
     return " ".join(part for part in parts if part)
@@ -211,14 +211,13 @@ def _what_is_missing(status: ClusterStatus, sums: Totals) -> str:
     missing = status.requested - sums.ready
     if status.state == "degraded" and missing > 0:
         who = plural(missing, unit(status.processes))
+        are = "is" if missing == 1 else "are"
         if not status.replaces_lost:
-            are = "is" if missing == 1 else "are"
             return (
                 f"{failures}{who} {are} missing, and the last replacements ended before they "
                 "connected: the events say why. %dask_up tries again."
             )
-        rest = "is missing; it joins when it comes" if missing == 1 else "are missing; they join when they come"
-        return f"{failures}{who} {rest}."
+        return f"{failures}{who} {are} not connected yet."
     return failures.strip()
 
 

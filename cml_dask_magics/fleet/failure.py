@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 
 from cml_dask_magics.fleet.fleet import Fleet
 from cml_dask_magics.fleet.pending import why_pending
+from cml_dask_magics.model.record import Role
 from cml_dask_magics.model.words import cut
 
 _SHOWN_SESSIONS = 10
@@ -63,21 +64,28 @@ def _session_lines(fleet: Fleet, connected: Collection[str], added: Collection[s
     for session in fleet.lost.values():
         if added is None or session.id in added:
             status = fleet.ended_as(session.id)
-            ended = f"ended ({status})" if status else "ended"
-            printed = _printed(fleet, session.id)
-            yield f"  session {session.id} ({session.role}) {ended} before it was of use{printed}"
-    words = {
-        "pending": "was not started by the platform yet",
-        "starting": "runs, but its Dask process did not connect",
-        "running": "was ready",
-    }
+            ended = f"ended ({status})" if status not in ("", "succeeded") else "ended"  # it says that of any exit
+            came = session.connected_at is not None or session.role == "scheduler"
+            before = "before the cluster was ready" if came else "before its worker connected"
+            yield f"  session {session.id} ({session.role}) {ended} {before}{_printed(fleet, session.id)}"
+    words = {"pending": "was not started by the platform yet", "running": "was ready"}
     scheduler = fleet.record.scheduler
+    address = fleet.scheduler_address()
     if scheduler is not None and connected:
         connected = {*connected, scheduler.id}
     sessions = [session for session in fleet.record.sessions if added is None or session.id in added]
     for session, state in zip(sessions, fleet.states(sessions, connected), strict=True):
         printed = _printed(fleet, session.id) if state != "running" else ""
+        if state == "starting":
+            words["starting"] = _starting_words(session.role, address)
         yield f"  session {session.id} ({session.role}) {words.get(state, state)}{printed}"
+
+
+def _starting_words(role: Role, address: str | None) -> str:
+    """What is said of a session that runs and is not connected, given the scheduler's address once there is one."""
+    if role == "worker":
+        return "runs, but its worker did not connect"
+    return f"is up at {address}" if address is not None else "runs, but its scheduler did not come up"
 
 
 def _printed(fleet: Fleet, session: str) -> str:

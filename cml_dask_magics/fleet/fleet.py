@@ -469,7 +469,9 @@ class Fleet:
 
 def end_words(session: str, role: Role, status: str) -> str:
     """The event of a session that ended without having been stopped."""
-    return f"session {session} ({role}) ended: {status}"
+    # The platform says "succeeded" however a session's program ended.
+    how = "ended by itself" if status == "succeeded" else f"ended: {status}"
+    return f"session {session} ({role}) {how}"
 
 
 def _stopping(record: Record) -> Record:

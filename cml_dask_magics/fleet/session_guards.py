@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import resource
+import ssl
 from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from distributed.comm.registry import backends
 from distributed.comm.tcp import TLSBackend, TLSListener
 from distributed.http.routing import RoutingApplication
 from distributed.utils import format_dashboard_link
+from tornado.iostream import StreamClosedError
 from tornado.web import ErrorHandler
 
 logger = logging.getLogger("distributed.comm")
@@ -42,7 +44,9 @@ def raise_descriptor_limit() -> None:
 
 
 class Door:
-    """Admits connections whose TLS handshake succeeds in time, and says now and then how many did not.
+    """Admits connections whose TLS handshake succeeds in time, and says now and then how many it refused.
+
+    Who hangs up by himself is not refused: so does who only looks whether something listens here.
 
     Parameters
     ----------
@@ -73,8 +77,10 @@ class Door:
         try:
             await stream.wait_for_handshake()
         except OSError as error:
-            real = getattr(error, "real_error", None)
-            self._refuse(host, str(real or f"no handshake within {self._timeout_s:g} s, or closed"))
+            if isinstance(error, StreamClosedError):  # by us
+                self._refuse(host, f"no handshake within {self._timeout_s:g} s, or closed")
+            elif not isinstance(error, (ssl.SSLEOFError, ConnectionError)):
+                self._refuse(host, str(error))
             return False
         finally:
             too_late.cancel()
@@ -92,10 +98,10 @@ class Door:
     def _tell(self) -> None:
         self._tells = None
         if self._refused:
+            who = "1 connection" if self._refused == 1 else f"{self._refused} connections"
+            was = "was" if self._refused == 1 else "were"
             logger.warning(
-                "%d connections without this cluster's certificate were refused; the latest from %s",
-                self._refused,
-                self._latest,
+                "%s without this cluster's certificate %s refused; the latest from %s", who, was, self._latest
             )
             self._refused = 0
             self._tells = asyncio.get_running_loop().call_later(_TOLD_EVERY_S, self._tell)

@@ -277,6 +277,6 @@ class Supervisor:
     def _end_lost(self) -> None:
         """End the sessions of a cluster whose scheduler is gone; its settings stay on record for the next start."""
         name = self._fleet.record.name
-        event = f"the scheduler is gone; the sessions of its workers are ended. %dask_up --name {name} starts anew"
+        event = f"the scheduler is gone; the sessions of its workers are ended. %dask_up --name {name} starts it again"
         record = self._fleet.journal.update(lambda record: replace(record, state="lost").with_event(event))
         self._fleet.stop([session.id for session in record.sessions])

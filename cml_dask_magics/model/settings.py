@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cml_dask_magics.model import readers
-from cml_dask_magics.model.words import counted, cut
+from cml_dask_magics.model.words import counted, cut, meant
 
 SECTION = "cml-dask-magics"
 # In the state folder, which may be one of the user's; everything of ours is in there.
@@ -110,7 +110,7 @@ def _unless(value: Any) -> bool:
     return not readers.switch(value)
 
 
-_WORKERS = readers.integer("a whole number of workers from 0 to max-workers", 0)
+_WORKERS = readers.integer("a whole number of workers", 0)
 _WAIT = readers.integer("a whole number of workers, 1 or more", 1)
 _PORT = readers.integer("a port from 1 to 65535", 1, 65535)
 _PROCESSES = readers.integer("a whole number of Dask workers, from 1 to 1024", 1, 1024)
@@ -143,8 +143,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("no-tls", "tls", _unless, "",
            "plain tcp://: anybody on the network can run code as you, and read your other clusters' keys", False),
     Option("no-dashboard", "dashboard", _unless, "", "serve no dashboard", False, new=True),
-    Option("background", "background", readers.switch, "", "return at once; the panel goes on telling", False,
-           of_call=True),
+    Option("background", "background", readers.switch, "",
+           "return at once; `client` is set when the workers are ready", False, of_call=True),
     Option("client", "client", readers.variable, "VAR", "variable to put the client into", "client", of_call=True),
     Option("cluster", "cluster", readers.variable, "VAR", "variable to put the cluster into", "cluster", of_call=True),
     Option("state-directory", "state_directory", _directory),
@@ -188,11 +188,11 @@ def make_settings(spelled: Spelling = as_keyword, **given: Any) -> Settings:
         One sentence that names the option, the value and what is allowed. Nothing has been changed.
     """
     configured = _configuration()
-    unknown = sorted(set(given) - {as_keyword(option.name) for option in OPTIONS})
-    if unknown:
-        raise TypeError(f"unknown option {unknown[0]!r}")
+    known = [as_keyword(option.name) for option in OPTIONS]
+    if unknown := sorted(set(given) - set(known)):
+        raise TypeError(f"unknown option {unknown[0]!r}{meant(unknown[0], known)}")
     values: dict[str, Any] = {}
-    for option in OPTIONS:
+    for option in sorted(OPTIONS, key=lambda option: option.name != "max-workers"):  # which an error of N names
         value, source = given.get(as_keyword(option.name)), spelled(option.name)
         if value is None:
             value = configured.get(option.name, option.default)
@@ -201,7 +201,10 @@ def make_settings(spelled: Spelling = as_keyword, **given: Any) -> Settings:
         try:
             values[option.field] = option.read(value)
         except ValueError as error:
-            raise ValueError(f"{source} must be {error}; not {_shown(option, value)}") from None
+            allowed = str(error)
+            if option.name == "n-workers":  # no line asks for none
+                allowed += f" from {int(spelled is as_typed)} to {values['max_workers']}"
+            raise ValueError(f"{source} must be {allowed}; not {_shown(option, value)}") from None
     if values["adapt"] and given.get("n_workers") is None:
         values["n_workers"] = max(1, values["adapt"][0])
     if values["processes"] is None:
@@ -302,11 +305,10 @@ def _configuration() -> dict[str, Any]:
     for path in _configuration_files(map(Path, dask.config.paths)):
         _check_readable(path)
     configured = {str(key).replace("_", "-"): value for key, value in (dask.config.get(SECTION, None) or {}).items()}
-    if unknown := sorted(set(configured) - {option.name for option in OPTIONS}):
-        raise ValueError(
-            f"{SECTION}.{unknown[0]} in Dask's configuration is not an option of this package; "
-            f"there are: {', '.join(option.name for option in OPTIONS)}"
-        )
+    known = [option.name for option in OPTIONS]
+    if unknown := sorted(set(configured) - set(known)):
+        there_are = meant(unknown[0], known) or f"; there are: {', '.join(known)}"
+        raise ValueError(f"{SECTION}.{unknown[0]} in Dask's configuration is not an option of this package{there_are}")
     return configured
 
 

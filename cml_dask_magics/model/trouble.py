@@ -118,7 +118,7 @@ def death_words(
     cluster, session : str
         The cluster's name, and the id of the worker's session.
     ended : str
-        The platform's word for how the session ended; empty if it has not.
+        The platform's word for how the session ended, ``succeeded`` whatever its exit; empty if it has not.
     is_back : bool
         Whether a worker of this name is connected again.
     how : str
@@ -136,7 +136,7 @@ def death_words(
     if ended == "failed":
         what = f"session {session} was ended by the platform (failed){as_usual}"
     elif ended:
-        what = f"session {session} ended without having been told to ({ended})"
+        what = f"session {session} ended unexpectedly" + (f" ({ended})" if ended != "succeeded" else "")
     elif trouble.over_memory:
         what = f"worker {worker} went over its {format_bytes(limit)} and was restarted"
     elif is_back:

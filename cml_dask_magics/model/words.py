@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterable
 
 _UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
@@ -47,6 +48,12 @@ def disowned_words(sessions: Collection[str]) -> str:
         f"Not stopped: {', '.join(sorted(sessions))}; on record, but without a log in the cluster's folder, which each "
         "of its sessions writes as it starts"
     )
+
+
+def meant(word: str, known: Collection[str]) -> str:
+    """``; do you mean --cpu?`` for a word with a slip of the hand; empty if it is like none of those that are known."""
+    nearest = difflib.get_close_matches(word, known, n=1)
+    return f"; do you mean {nearest[0]}?" if nearest else ""
 
 
 def clean(text: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +16,12 @@ import pytest
 from IPython.core.events import EventManager
 from support.statuses import cluster, worker
 
+from cml_dask_magics.display import screens as screens_module
 from cml_dask_magics.display.actions import Controls, OnEnd, PanelActions
 from cml_dask_magics.display.panel import output as panel_output
 from cml_dask_magics.display.panel.output import VIEW
 from cml_dask_magics.display.screens import CellWatch, Screens
+from cml_dask_magics.display.words import utc_now
 from cml_dask_magics.model.status import ClusterStatus, StatusCallback
 
 
@@ -70,6 +74,25 @@ def outputs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]
     for name in ("display", "update_display"):
         monkeypatch.setattr(panel_output, name, tell)
     return told
+
+
+def test_a_terminals_line_counts_from_the_command_and_not_from_the_clusters_start(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    @contextlib.contextmanager
+    def status(words: str) -> Iterator[Any]:
+        told.append(words)
+        yield SimpleNamespace(update=told.append)
+
+    here = SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(screens_module, "sys", here)
+    monkeypatch.setattr(screens_module, "Console", lambda: SimpleNamespace(status=status))
+    with stage.screens.starting(SimpleNamespace(), stage.controls("etl")) as on_status:
+        on_status(replace(cluster(name="etl"), created_at=utc_now() - timedelta(hours=3)))
+    assert told[0] == "etl: looking for the cluster"
+    assert told[1].startswith("etl: 4 of 4 workers ready") and " h" not in told[1]
 
 
 def widgets() -> set[str]:

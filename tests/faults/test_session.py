@@ -21,7 +21,7 @@ def test_dies_before_running(notebook: Faulty) -> None:
     notebook.workspace.fault("session_fails_before_running", code='session.py" worker', times=1, status="timedout")
     said = notebook.fail("%dask_up 2")
     (dead,) = [session.id for session in notebook.launched() if session.status == "timedout"]
-    assert f"session {dead} (worker) ended (timedout) before it was of use; it printed nothing" in said
+    assert f"session {dead} (worker) ended (timedout) before its worker connected; it printed nothing" in said
 
 
 def test_dies_after_running_before_dask(notebook: Faulty) -> None:
@@ -29,7 +29,7 @@ def test_dies_after_running_before_dask(notebook: Faulty) -> None:
     notebook.workspace.fault("session_dies_before_code", code='session.py" worker', times=1)
     said = notebook.fail("%dask_up 2")
     (dead,) = [session.id for session in notebook.launched() if session.status == "failed"]
-    assert f"session {dead} (worker) ended (failed) before it was of use" in said
+    assert f"session {dead} (worker) ended (failed) before its worker connected" in said
 
 
 @pytest.mark.long
@@ -99,7 +99,7 @@ def test_scheduler_dies_while_starting(notebook: Faulty) -> None:
     notebook.workspace.end_session(scheduler, "failed")
     run = notebook.kernel.wait(run, timeout=90)
     assert run.error is not None and run.error.ename == "RuntimeError"
-    assert f"session {scheduler} (scheduler) ended (failed) before it was of use" in run.error.evalue
+    assert f"session {scheduler} (scheduler) ended (failed) before the cluster was ready" in run.error.evalue
 
 
 @pytest.mark.long

@@ -15,6 +15,7 @@ import pytest
 from support.memory_platform import HTML, Workspace
 
 from cml_dask_magics.cluster.snapshot import snapshot
+from cml_dask_magics.cluster.start import Readiness, partly_ready_message
 from cml_dask_magics.fleet.failure import describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.fleet.pending import why_pending
@@ -685,8 +686,43 @@ def test_the_story_of_a_failure_names_every_session_why_and_what_it_printed(clus
     workspace.set("timedout", dead)
     cluster.observe(cluster.pool.listing())
     story = describe_failure(cluster, [], "a session was refused or died")
-    for words in ("quota exceeded", "scheduler", dead, stuck, "No module named 'dask'", "timedout", "printed nothing"):
-        assert words in story
+    assert "a session for a scheduler was refused" in story and "quota exceeded" in story
+    assert f"session {dead} (worker) ended (timedout) before its worker connected; the last lines" in story
+    assert "No module named 'dask'" in story
+    assert f"session {stuck} (worker) runs, but its worker did not connect; it printed nothing" in story
+
+
+def test_a_scheduler_that_is_up_is_not_blamed_for_workers_that_do_not_come(cluster, workspace):
+    workspace.first_status = "running"
+    cluster.launches.launch("scheduler", 1)
+    cluster.observe(cluster.pool.listing())
+    who = f"session {cluster.record.scheduler.id} (scheduler)"
+    assert f"{who} runs, but its scheduler did not come up;" in describe_failure(cluster, [], "late")
+    cluster.folder.joinpath("scheduler.json").write_text('{"address": "tls://100.66.0.9:8786"}')
+    assert f"{who} is up at tls://100.66.0.9:8786;" in describe_failure(cluster, [], "late")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (2, "1 of 2 workers are ready after 9 s; the other joins when the platform starts it"),
+        (4, "1 of 4 workers are ready after 9 s; the other 3 join when the platform starts them"),
+    ],
+)
+def test_what_is_missing_at_the_timeout_is_said_in_good_english(cluster, wanted, words):
+    assert partly_ready_message(cluster, Readiness(1, wanted, 9.0), 9.0) == f"cluster 'default': {words}"
+
+
+def test_a_session_that_crashed_is_not_said_to_have_succeeded(cluster, registry, workspace):
+    workspace.first_status = "running"
+    cluster.launches.launch("worker", 1)
+    (dead,) = recorded(registry)
+    cluster.observe(cluster.pool.listing())
+    workspace.set("succeeded", dead)  # as the platform says whatever its exit was
+    cluster.observe(cluster.pool.listing())
+    assert registry.read("default").events[-1][1] == f"session {dead} (worker) ended by itself"
+    story = describe_failure(cluster, [], "a session was refused or died")
+    assert f"session {dead} (worker) ended before its worker connected; it printed nothing" in story
 
 
 def test_the_snapshot_of_a_cluster_shows_its_sessions_and_what_failed(cluster, registry, workspace):
@@ -705,6 +741,18 @@ def test_the_snapshot_of_a_cluster_shows_its_sessions_and_what_failed(cluster, r
     assert (shown[workers[1]].state, shown[workers[1]].address, shown[workers[1]].nthreads) == ("running", address, 2)
     assert status.scheduler.state == "starting"
     assert [worker.state for worker in status.workers].count("running") == 1
+
+
+def test_a_worker_that_its_nanny_restarts_is_not_said_to_start_for_as_long_as_its_session_runs(cluster, workspace):
+    workspace.first_status = "running"
+    cluster.launches.launch("worker", 1)
+    cluster.observe(cluster.pool.listing())
+    (session,) = cluster.record.sessions
+    (new,) = snapshot(cluster, "starting", {}).workers
+    assert new.state == "starting" and new.state_since is not None
+    cluster.note_connected({session.id}, {})
+    (restarted,) = snapshot(cluster, "degraded", {}).workers
+    assert restarted.state == "starting" and restarted.state_since is None
 
 
 def test_the_end_of_a_long_binary_or_missing_log_can_be_read(tmp_path):

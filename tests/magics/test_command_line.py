@@ -48,6 +48,10 @@ def up(line):
         ("--local --no-tls --background", {"local": True, "no_tls": True, "background": True}),
         ("--adapt 2:10 --wait 1", {"adapt": "2:10", "wait": "1"}),
         ("--name ä --client c", {"name": "ä", "client": "c"}),
+        ("2 # two workers, it's enough", {"n_workers": "2"}),
+        ("# the defaults", {}),
+        ("--env 'A=1 #2' --env B=#3 4 #5", {"env": ["A=1 #2", "B=#3"], "n_workers": "4"}),
+        (r"--env A=it\'s\ \#1 # '", {"env": ["A=it's #1"]}),
     ],
 )
 def test_a_line_is_read_as_people_mean_it(line, expected):
@@ -77,6 +81,15 @@ def test_every_option_with_a_value_can_be_typed_in_both_ways(option):
         ("--timeout", "--timeout"),
         ("--local=yes", "local"),
         ("--name 'x", "--name 'x"),
+        ("--cpus 2", "unknown option '--cpus'; do you mean --cpu?"),
+        ("--mem=4", "unknown option '--mem'; do you mean --memory?"),
+        ("2 3", "%dask_up takes one number; not also '3'"),
+        ("2 workers", "unknown argument 'workers'"),
+        ("--cpu", "--cpu needs a value, such as --cpu 1"),
+        ("--adapt --local", "--adapt needs a value, such as --adapt MIN:MAX"),
+        ("--env", "--env needs a value, such as --env KEY[=VALUE]"),
+        ("--local=yes", "--local takes no value"),
+        ("--frobnicate 4", "unknown option '--frobnicate'; %dask_up? lists what there is"),
     ],
 )
 def test_a_slip_is_one_line_that_names_it(line, named):
@@ -110,6 +123,10 @@ def test_help_shows_every_option_with_its_unit_and_default(option):
 )
 def test_help_names_the_units(unit):
     assert unit in flat(UP.help())
+
+
+def test_help_has_an_example():
+    assert "Example: %dask_up 4 --cpu 2 --memory 8" in flat(UP.help())
 
 
 def test_help_of_the_other_magics_shows_their_options():

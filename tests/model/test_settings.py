@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cml_dask_magics.model import settings as settings_module
-from cml_dask_magics.model.settings import OPTIONS, make_settings, settings_from_json, settings_to_json
+from cml_dask_magics.model.settings import OPTIONS, as_typed, make_settings, settings_from_json, settings_to_json
 
 
 @pytest.fixture
@@ -396,8 +396,26 @@ except ValueError as error:
 
 def test_an_unknown_keyword_is_an_error_as_everywhere_in_python(configure):
     configure()
-    with pytest.raises(TypeError, match="n_wrokers"):
+    with pytest.raises(TypeError, match=r"unknown option 'n_wrokers'; do you mean n_workers\?"):
         make_settings(n_wrokers=3)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [("cpus", "; do you mean cpu?"), ("frobnicate", "; there are: n-workers, name, cpu, ")]
+)
+def test_a_slip_in_the_configuration_is_told_with_what_may_be_meant(configure, key, words):
+    configure(f"cml-dask-magics:\n  {key}: 2\n")
+    with pytest.raises(ValueError) as error:
+        make_settings()
+    assert f"cml-dask-magics.{key} in Dask's configuration is not an option of this package{words}" in told(error)
+
+
+def test_how_many_workers_may_be_asked_for_is_said_for_who_asks(configure):
+    configure("cml-dask-magics:\n  max-workers: 7\n")
+    with pytest.raises(ValueError, match=r"^N must be a whole number of workers from 1 to 7; not 'two'"):
+        make_settings(as_typed, n_workers="two")
+    with pytest.raises(ValueError, match=r"^n_workers must be a whole number of workers from 0 to 7; not -1"):
+        make_settings(n_workers=-1)
 
 
 def test_a_slip_of_the_hand_is_told_with_what_it_would_have_cost_and_how_it_could_be_meant(configure):

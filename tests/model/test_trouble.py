@@ -56,7 +56,14 @@ ENDED = "session ab12 was ended by the platform (failed)"
             LITTLE,
             "succeeded",
             False,
-            "session ab12 ended without having been told to (succeeded); its worker held 102 MiB of 1.6 GiB when last "
+            "session ab12 ended unexpectedly; its worker held 102 MiB of 1.6 GiB when last "
+            "heard; 3 tasks run again: its log may say why (%dask_status x --logs ab12)",
+        ),
+        (
+            LITTLE,
+            "timedout",
+            False,
+            "session ab12 ended unexpectedly (timedout); its worker held 102 MiB of 1.6 GiB when last "
             "heard; 3 tasks run again: its log may say why (%dask_status x --logs ab12)",
         ),
         (

@@ -23,6 +23,7 @@ from distributed.comm.core import connect
 from distributed.security import Security
 from hypothesis import given
 from hypothesis import strategies as st
+from tornado.iostream import StreamClosedError
 
 from cml_dask_magics import CMLCluster
 from cml_dask_magics.fleet.session_guards import Door, GuardedListener
@@ -177,6 +178,41 @@ def test_who_shows_no_certificate_is_dropped_and_told_of_once(
     assert len([record for record in caplog.records if "refused" in record.getMessage()]) == 1
 
 
+def test_who_only_looks_whether_something_listens_raises_no_alarm(
+    security: Security, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async def handle(comm: Any) -> None:
+            pytest.fail("nobody showed a certificate")
+
+        listener = GuardedListener("127.0.0.1", handle, **security.get_listen_args("scheduler"))
+        await listener.start()
+        address = listener.get_host_port()
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write_eof()
+            await reader.read()  # until it is dropped
+            writer.close()
+        assert not caplog.records
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        while not caplog.records:
+            await asyncio.sleep(0.01)
+        writer.close()
+        listener.stop()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith(
+        "1 connection without this cluster's certificate was refused; the latest from 127.0.0.1: "
+    )
+    assert "HTTP_REQUEST" in message, "the reason is said"
+
+
 class Stream:
     """A connection whose handshake takes until it is closed, or for ever."""
 
@@ -184,7 +220,7 @@ class Stream:
         self._closed = asyncio.get_running_loop().create_future()
 
     def close(self) -> None:
-        self._closed.set_exception(OSError("closed"))
+        self._closed.set_exception(StreamClosedError())
 
     async def wait_for_handshake(self) -> None:
         await self._closed
