@@ -842,7 +842,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
 
         async def keep() -> None:
             await self._scheduler.keep()
-            await asyncio.to_thread(self._fleet.journal.log, "kept: the idle time starts anew")
+            await asyncio.to_thread(self._fleet.journal.log, "kept: the idle time starts again")
 
         return self.sync(keep)
 

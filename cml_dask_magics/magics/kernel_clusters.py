@@ -240,7 +240,7 @@ class KernelClusters:
         if lost is not None and record is not None and (before := settings_of(record, lost.folder)) is not None:
             settings = _as_before(settings, replace(before, n_workers=record.requested, adapt=record.adapt))
             notes.append(
-                f"cluster {settings.name!r} was lost; it was started anew with the settings that it had "
+                f"cluster {settings.name!r} was lost; it was started again with the settings that it had "
                 f"({counted(settings.n_workers, settings.processes)}; {settings.cpu:g} cores and "
                 f"{settings.memory_gib:.4g} GiB each)" + ("" if before.tls or not settings.tls else ", and with TLS")
             )

@@ -126,7 +126,7 @@ def test_when_the_scheduler_dies_its_workers_go_and_the_next_start_is_as_before(
     until(lambda: Registry(state).read("default").state == "lost")
     assert kernel_clusters.statuses(state)[0][0].state == "lost"
     shell.run_line_magic("dask_up", "")
-    assert "was lost; it was started anew with the settings that it had (3 workers; 2 cores" in capsys.readouterr().err
+    assert "was lost; it was started again with the settings that it had (3 workers; 2 cores" in capsys.readouterr().err
     workers = shell.user_ns["cluster"].status().workers
     assert [worker.nthreads for worker in workers] == [2, 2, 2]
     assert shell.user_ns["client"].submit(sum, [1, 2]).result() == 3

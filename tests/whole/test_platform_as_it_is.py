@@ -113,5 +113,5 @@ def test_the_end_of_the_notebooks_session_ends_workers_and_scheduler_and_leaves_
     small.session = small.workspace.open_session()
     small.new_kernel()
     run = small.kernel.run("%dask_up")
-    assert run.error is None and "anew with the settings that it had (1 worker;" in run.stderr, run
+    assert run.error is None and "again with the settings that it had (1 worker;" in run.stderr, run
     assert small.run(COMPUTE).strip() == "45" and len(small.workspace.alive()) == 1
