@@ -405,9 +405,9 @@ def test_what_is_said_to_a_closed_cluster_object_is_answered(state: Path) -> Non
         pass
     cluster.close()
     for call in (lambda: cluster.scale(1), cluster.adapt, cluster.get_logs, cluster.status, cluster.keep):
-        with pytest.raises(RuntimeError, match="it was closed"):
+        with pytest.raises(RuntimeError, match="was stopped; %dask_up --name"):
             call()
-    with pytest.raises(RuntimeError, match="it was closed"):
+    with pytest.raises(RuntimeError, match="was stopped; %dask_up --name"):
         cluster.wait_for_workers(1)
 
 
