@@ -353,6 +353,10 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         """The same for the same start."""
         return hash(self._fleet.record.token)
 
+    def last_heard(self) -> Any:
+        """The cluster by the scheduler's last report and the record on disk, without asking scheduler or platform."""
+        return self.sync(self._snapshot)
+
     def cached_status(self) -> ClusterStatus:
         """The cluster as this kernel last heard of it, without asking scheduler or platform."""
         return self._status_in(None)

@@ -270,7 +270,7 @@ class KernelClusters:
         directory, name = key
         held = self._held.get(key)
         if held is not None and not held.closed:  # no need to ask: the scheduler reports, or is silent
-            seen = _last_seen(held)
+            seen: ClusterStatus = held.last_heard()
             if seen.state not in ("lost", "stopping"):
                 return seen
         cluster = self._alive(key)
@@ -322,16 +322,6 @@ def _default_cluster() -> object:
         return default_client().cluster
     except ValueError:
         return None
-
-
-def _last_seen(cluster: CMLCluster) -> ClusterStatus:
-    """The cluster as this kernel last heard of it."""
-
-    async def cached_status() -> ClusterStatus:  # on the event loop, which changes this data
-        return cluster.cached_status()
-
-    seen: ClusterStatus = cluster.sync(cached_status)
-    return seen
 
 
 def _last_words(cluster: CMLCluster) -> tuple[str, Kind]:
