@@ -59,22 +59,33 @@ class DaskMagics:
         from cml_dask_magics.magics.kernel_clusters import interrupted_words, kernel_clusters
 
         controls = kernel_clusters.controls(settings.state_directory, settings.name)
+        up = None
         try:
             with screens.starting(self.shell, controls) as on_status:
                 up = kernel_clusters.up(settings, on_status)
-        except (RuntimeError, OSError, ValueError) as error:
-            raise _user_error(error) from None
-        except KeyboardInterrupt:
-            print(interrupted_words(settings.state_directory, settings.name), file=sys.stderr)
-            raise _in_words(KeyboardInterrupt()) from None
-        self._tell(up, settings.client)
-        self.shell.push({settings.cluster: up.cluster})
+            self._hand_over(up, settings)
+        except BaseException as error:
+            if up is not None and up.done in ("started", "starting"):  # too late for the start to undo itself
+                kernel_clusters.down(settings.state_directory, settings.name)
+            if isinstance(error, KeyboardInterrupt):
+                print(interrupted_words(settings.state_directory, settings.name), file=sys.stderr)
+                raise _in_words(KeyboardInterrupt()) from None
+            if isinstance(error, (RuntimeError, OSError, ValueError)):
+                raise _user_error(error) from None
+            raise
+
+    def _hand_over(self, up: Up, settings: Settings) -> None:
+        """Put the cluster and its client into the user's namespace."""
+        from cml_dask_magics.magics.kernel_clusters import kernel_clusters
+
         if settings.background and up.cluster.starting:
             threading.Thread(
                 target=self._push_client_when_up, args=(up, settings.client), name="dask_up client", daemon=True
             ).start()
         else:
             self.shell.push({settings.client: kernel_clusters.client(up.cluster)})
+        self.shell.push({settings.cluster: up.cluster})
+        self._tell(up, settings.client)
 
     def dask_down(self, typed: argparse.Namespace) -> None:
         """``%dask_down``: see `command_line.down_parser`."""

@@ -22,6 +22,7 @@ import cml_dask_magics
 from cml_dask_magics.cluster.scheduler import SchedulerView
 from cml_dask_magics.display.panel.output import VIEW
 from cml_dask_magics.fleet import shell_lines
+from cml_dask_magics.magics import kernel_clusters as kernel_clusters_module
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 
 pytestmark = pytest.mark.dask
@@ -96,6 +97,21 @@ def test_what_fails_is_shown_without_our_traceback(
     shown = capsys.readouterr()
     assert "RuntimeError: cluster 'default' did not start" in shown.out + shown.err
     assert "Traceback" not in shown.out + shown.err and "magics.py" not in shown.out + shown.err
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("cannot connect")])
+def test_what_goes_wrong_when_the_cluster_is_up_leaves_nothing_either(
+    shell: InteractiveShell, state: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def connect(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(kernel_clusters_module, "Client", connect)
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+        shell.run_line_magic("dask_up", "1")
+    assert kernel_clusters.names(state) == []
+    assert [each for each in local_sessions(state).list_workers() if each["status"] == "running"] == []
+    assert "cluster" not in shell.user_ns and "client" not in shell.user_ns
 
 
 def test_a_mistake_in_the_configuration_stops_nobody_from_stopping(
