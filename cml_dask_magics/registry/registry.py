@@ -52,6 +52,9 @@ _RECORD_FILE, _MENDED_FILE, _LOCK_FILE = "record.json", ".mended", "lock"
 _KEPT_RUNS = 10
 _PRUNE_S = 1.0  # so long an ending may be held up by the logs of ended clusters
 _LOCK_TRIES = 100
+# What is seen without the lock may be a claim that began since, half written. It holds the lock: the next look waits
+# for it. Who may not write there never gets the lock, and acts on the last look.
+_LOOKS = 3
 _DELETED = "it was deleted"
 _CLOCK_TICK_S = 2.0
 # Errors of opening a file that last. Others may be temporary, on a network file system.
@@ -159,12 +162,18 @@ class Registry:
             return found
         if found == _DELETED and not self._left_of(name, found):
             return None
-        with self.exclusive(name):
-            found = self._load(path)  # another kernel may have mended it meanwhile
-            if isinstance(found, Record):
-                return found
-            runs = self._left_of(name, found)
-            return self._mend(name, found, known, runs) if runs or found != _DELETED else None
+        looks = 0
+        while True:
+            looks += 1
+            with self.exclusive(name) as locked:
+                found = self._load(path)  # another kernel may have mended it meanwhile
+                if isinstance(found, Record):
+                    return found
+                runs = self._left_of(name, found)
+                if not runs and found == _DELETED:
+                    return None
+                if locked or looks == _LOOKS:
+                    return self._mend(name, found, known, runs)
 
     def peek(self, name: str) -> Record | None:
         """As `read`, but writes nothing: what is broken stays as it is, to be mended by whoever uses it."""
@@ -241,19 +250,26 @@ class Registry:
         RegistryError
             If it cannot be written; the record stays as it was.
         """
-        with self.exclusive(name):
-            record = self.read(name, known)
-            if record is None:
-                raise GoneError(name)
-            changed = change(record)
-            if changed != record:
-                path, text = self._record_path(name), record_to_json(changed)
-                try:
-                    write_private(path, text)
-                except OSError as error:
-                    raise self.unusable(error) from error
-                self._loaded[path] = _Loaded(text, changed)
-            return changed
+        looks = 0
+        while True:
+            looks += 1
+            with self.exclusive(name) as locked:
+                record = self.read(name, known)
+                if record is None:
+                    raise GoneError(name)
+                if locked or looks == _LOOKS:
+                    return self._changed(record, change(record))
+
+    def _changed(self, record: Record, changed: Record) -> Record:
+        """Write a record that was changed, with its lock held."""
+        if changed != record:
+            path, text = self._record_path(record.name), record_to_json(changed)
+            try:
+                write_private(path, text)
+            except OSError as error:
+                raise self.unusable(error) from error
+            self._loaded[path] = _Loaded(text, changed)
+        return changed
 
     def forget(self, record: Record) -> None:
         """Remove the record and the secrets of a cluster whose sessions have all ended, and the oldest logs.

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -619,3 +620,45 @@ def test_who_waited_for_a_lock_that_was_removed_waits_for_the_one_that_counts(
     with registry.exclusive("default"):
         assert os.path.samestat(os.fstat(opened[-1]), lock.stat())
     assert len(opened) == 2
+
+
+@pytest.mark.parametrize("use", ["read", "update"])
+def test_who_came_too_late_for_a_lock_takes_no_new_record_for_a_broken_one(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    """A new claim has it. Where there are no hard links, its record is empty for a moment."""
+    record = claimed = make_record(token="1111bbbb")
+    first = "" if use == "read" else record_to_json(replace(record, requested=3))
+    folder = registry.directory / "clusters" / "default"
+    write(folder / "record.json", "")
+    half_claimed = threading.Event()
+
+    def claim_slowly() -> None:
+        other = Registry(registry.state_directory)
+        with other.exclusive("default", make=True):
+            write_private(folder / "record.json", first)
+            half_claimed.set()
+            time.sleep(0.3)
+            write_private(folder / "record.json", record_to_json(claimed))
+
+    claims = threading.Thread(target=claim_slowly)
+    real = os.open
+
+    def after_the_former_was_forgotten(path: object, *rest: object, **more: object) -> int:
+        if path != folder / "lock" or claims.ident is not None:
+            return real(path, *rest, **more)  # type: ignore[arg-type]
+        remove(registry.state_directory, folder, named("record.json"), and_folder=True)
+        try:
+            return real(path, *rest, **more)  # type: ignore[arg-type]
+        finally:
+            claims.start()
+            assert half_claimed.wait(10)
+
+    monkeypatch.setattr(os, "open", after_the_former_was_forgotten)
+    if use == "read":
+        seen = registry.read("default")
+    else:
+        seen, record = registry.update("default", lambda seen: replace(seen, requested=5)), replace(record, requested=5)
+    claims.join()
+    assert seen == record == Registry(registry.state_directory).read("default")
+    assert not (registry.directory / "broken").exists()
