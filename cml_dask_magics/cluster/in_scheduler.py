@@ -24,6 +24,7 @@ KEPT = 100
 
 _LASTING_S = 2.0  # a worker that is paused for less has spilled in time
 _QUIET_S = 600.0  # after this long without any of a kind, troubles are counted from 1 again
+_RERUN_S = 5.0  # the same for tasks that are given up, if something was submitted since
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # of the user's code, nothing changes
 
@@ -134,13 +135,13 @@ class _Trouble:
     run_again: int = 0
     lost: str = ""
     n_lost: int = 0
-    given_up: tuple[dict[str, Any], ...] = ()
+    given_up: tuple[dict[str, Any], ...] = ()  # each with the numbers of the deaths that it was given up for
 
     def as_told(self, deaths: list[_Trouble]) -> dict[str, Any]:
         """Plain data, with the deaths that each task was given up for."""
         given_up = []
         for each in self.given_up:
-            over_it = [death for death in deaths if each["key"] in death.tasks]
+            over_it = [death for death in deaths if death.number in each["deaths"]]
             given_up.append(
                 {
                     "key": _shown(each["key"]),
@@ -193,6 +194,7 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
         self._troubles: deque[_Trouble] = deque(maxlen=KEPT)
         self._count = self._changes = 0
         self._counts: dict[Any, tuple[int, float]] = {}
+        self._submitted_at = 0.0
         for worker in self._workers.values():
             self._look_at_scratch(worker)
 
@@ -200,6 +202,10 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
         """Dask's call: once it is removed, the scheduler knows no more of it."""
         self._workers[worker] = scheduler.workers[worker]
         self._look_at_scratch(scheduler.workers[worker])
+
+    def update_graph(self, *_: Any, **__: Any) -> None:
+        """Dask's call: a client submitted tasks."""
+        self._submitted_at = time.monotonic()
 
     def log_event(self, topic: Any, msg: Any) -> None:
         """Dask's call: every event that the scheduler, a nanny or a user logs."""
@@ -289,18 +295,29 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
         if worker is None or event["expected"] or is_closing:
             return
         death = self._new("died", worker, over_memory_bytes)
-        death.tasks = event["processing-tasks"]
+        death.tasks = set(event["processing-tasks"])
         lost = event["lost-scattered-tasks"]
         death.lost, death.n_lost = min(map(_shown, lost), default=""), len(lost)
-        failed = [task for task in map(self._scheduler.tasks.get, death.tasks) if self._is_given_up(task)]
-        death.run_again = len(death.tasks) + len(event["lost-computed-tasks"]) - len(failed)
-        kinds: dict[str, list[Any]] = {}
-        for task in failed:
-            kinds.setdefault(task.prefix.name, []).append(task.key)
-        death.given_up = tuple(
-            {"key": min(keys, key=str), "n": len(keys), "total": self._counted(("given up", kind), len(keys))}
-            for kind, keys in kinds.items()
-        )
+        death.run_again = len(death.tasks) + len(event["lost-computed-tasks"])
+        kinds: dict[str, set[Any]] = {}
+        for task in map(self._scheduler.tasks.get, death.tasks):
+            if self._is_given_up(task):
+                kinds.setdefault(task.prefix.name, set()).add(task.key)
+        death.given_up = tuple(self._give_up(kind, keys) for kind, keys in kinds.items())
+
+    def _give_up(self, kind: str, keys: set[Any]) -> dict[str, Any]:
+        """Tasks of one kind failed: none of the workers that died over them is told to have left them to run again."""
+        key = min(keys, key=str)
+        over_it = [trouble.number for trouble in self._troubles if key in trouble.tasks]
+        for trouble in self._troubles:
+            if failed := trouble.tasks & keys:
+                trouble.tasks -= failed  # of the same key, what is submitted later is another task
+                trouble.run_again -= len(failed)
+                trouble.change = self._next_change()
+        what = "given up", kind
+        _, at = self._counts.get(what, (0, 0.0))
+        total = self._counted(what, len(keys), _RERUN_S if self._submitted_at > at else _QUIET_S)
+        return {"key": key, "n": len(keys), "total": total, "deaths": over_it}
 
     def _note_restart(self, addresses: list[str]) -> None:
         """Dask tells of a restart when it is over; a worker that was slow to end was killed for it."""
@@ -325,11 +342,11 @@ class Troubles(SchedulerPlugin):  # type: ignore[misc]
         self._changes += 1
         return self._changes
 
-    def _counted(self, what: Any, by: int = 1) -> int:
+    def _counted(self, what: Any, by: int = 1, quiet_s: float = _QUIET_S) -> int:
         """How many there were of something, with `by` more now, since it was last quiet for long."""
         now = time.monotonic()
         count, at = self._counts.get(what, (0, now))
-        self._counts[what] = (count if now - at < _QUIET_S else 0) + by, now
+        self._counts[what] = (count if now - at < quiet_s else 0) + by, now
         if len(self._counts) > 10 * KEPT:
             self._counts = {key: (n, at) for key, (n, at) in self._counts.items() if now - at < _QUIET_S}
         return self._counts[what][0]

@@ -107,7 +107,10 @@ class Troubles:
         for given_up in trouble.given_up:
             by_platform = self._ended_for_memory(given_up)
             words = given_up_words(given_up, trouble.limit_bytes, record.name, session, by_platform)
-            record = _with_sentence(record, trouble, words, is_news_of(given_up))
+            # The same task may fail as before: that is news, whatever was said; but another kernel may have said it.
+            if is_news_of(given_up) and (trouble.at, words) not in record.events:
+                record = record.with_event(words, trouble.at)
+            record = _showing(record, TroubleRecord(trouble.at, words, is_failure=True))
         return record
 
     def _how_it_died(self, trouble: Trouble) -> str:
@@ -132,12 +135,26 @@ def _was_told_to_end(record: Record, session: SessionRecord | None) -> bool:
 def _with_sentence(record: Record, trouble: Trouble, sentence: str, is_event: bool) -> Record:
     """The record with a sentence as an event and as the trouble that is shown; what is said already is not repeated."""
     said = [message for at, message in record.events if abs(trouble.at - at) < SHOWN_S]
-    if is_event and _what(sentence) not in map(_what, said):
+    # A worker that was restarted before may have lost other data this time.
+    is_said = sentence in said if trouble.n_lost else _what(sentence) in map(_what, said)
+    if is_event and not is_said:
         record = record.with_event(sentence, trouble.at)
     elif record.trouble is not None and _what(record.trouble.message) != _what(sentence):  # says more than one more
         return record
+    if trouble.kind == "died" and not trouble.n_lost and _is_failure_shown(record, trouble.at):
+        return record
     paused = trouble.worker if trouble.kind in ("paused", "stuck") else ""
-    return replace(record, trouble=TroubleRecord(trouble.at, sentence, paused))
+    return _showing(record, TroubleRecord(trouble.at, sentence, paused))
+
+
+def _showing(record: Record, trouble: TroubleRecord) -> Record:
+    """The record with the trouble that is shown, unless a later one is: how a worker died may be clear late."""
+    is_later = record.trouble is not None and record.trouble.at > trouble.at
+    return record if is_later else replace(record, trouble=trouble)
+
+
+def _is_failure_shown(record: Record, at: float) -> bool:
+    return record.trouble is not None and record.trouble.is_failure and at - record.trouble.at < SHOWN_S
 
 
 def _what(sentence: str) -> str:

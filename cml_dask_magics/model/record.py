@@ -114,11 +114,14 @@ class TroubleRecord:
         One sentence.
     paused : str
         The name of a worker; if there is one, this holds as long as it is paused.
+    is_failure : bool
+        Whether a task failed: there is more to that than to the restart of a worker.
     """
 
     at: _Moment
     message: str
     paused: str = ""
+    is_failure: bool = False
 
 
 @dataclass(frozen=True)

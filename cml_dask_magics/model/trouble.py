@@ -25,11 +25,11 @@ class GivenUp:
     n : int
         How many were given up together.
     total : int
-        How many of this kind were given up by now.
+        How many of this kind were given up by now, since it was last quiet.
     workers : tuple of str
-        Names of the workers that died over `key`, in their order.
+        Names of the workers that died over `key`, in their order; a worker that was restarted may be there again.
     over_memory : int
-        How many of these workers their nanny had ended for their memory.
+        How many of these deaths were by their nanny, for their memory.
     """
 
     key: str
@@ -171,17 +171,20 @@ def given_up_words(given_up: GivenUp, limit_bytes: int, cluster: str, session: s
     """
     more = given_up.total - 1
     task = f"task {given_up.key!r}" + (f" and {more:,} more of its kind" if more else "")
-    died, over = len(given_up.workers), given_up.over_memory
-    workers = plural(died, "worker")
+    died, different, over = len(given_up.workers), len(set(given_up.workers)), given_up.over_memory
+    workers, is_again = plural(different, "worker"), different < died
+    they, their, were = ("it", "its", "was") if different == 1 else ("they", "their", "were")
+    times = f" {died} times" if is_again else ""
     limit = f" ({format_bytes(limit_bytes)})" if limit_bytes else ""
     if over + ended < died:
-        why = f"{workers} died while they had it"
+        why = f"{workers} died{times} while {they} had it"
         if over:
-            why += f", {over} of them over their memory{limit}"
+            why += f", {over} of {'these times' if is_again else 'them'} over {their} memory{limit}"
     elif ended:
-        why = f"{workers} went over their memory{limit} or were ended by the platform while they ran it"
+        in_all = f",{times} in all," if is_again else ""
+        why = f"{workers} went over {their} memory{limit} or {were} ended by the platform{in_all} while {they} ran it"
     else:
-        why = f"{workers} went over their memory{limit} while they ran it"
+        why = f"{workers} went over {their} memory{limit}{times} while {they} ran it"
     log = f"the log of the last one may say why (%dask_status {cluster} --logs {session})"
     helps = _ADVICE if over + ended else log
     return f"{task} failed: {why}: {helps}"

@@ -50,6 +50,12 @@ class Scheduler:
         for plugin in self.plugins.values():
             plugin.log_event(topic, event)
 
+    def submit(self) -> None:
+        """A client, which has let go of what failed, submits tasks."""
+        self.tasks.clear()
+        for plugin in self.plugins.values():
+            plugin.update_graph(self, client="mine", keys=set(), tasks=[], annotations={}, priority={})
+
     def turn(self, address: str, status: str) -> None:
         self.workers[address].status.name = status
         self.log(address, action="worker-status-change", status=status)
@@ -152,7 +158,7 @@ def test_a_task_that_is_given_up_is_told_with_every_worker_that_died_over_it(
             scheduler.over_memory(address)
         scheduler.remove(address, "grow-1", "grow-2", "sum-1", **{"lost-computed-tasks": {"load-1"}})
     troubles = news()
-    assert [trouble["run_again"] for trouble in troubles] == [4, 4, 4, 1]
+    assert [trouble["run_again"] for trouble in troubles] == [1, 1, 1, 1], "what failed does not"
     # Those for memory and the others are counted apart.
     assert [trouble["nth"] for trouble in troubles] == [1, 1, 2, 2]
     assert [trouble["nth_of_worker"] for trouble in troubles] == [1, 1, 2, 2]
@@ -162,6 +168,45 @@ def test_a_task_that_is_given_up_is_told_with_every_worker_that_died_over_it(
         {"key": "grow-1", "n": 2, "total": 2, "workers": workers, "over_memory": 2},
         {"key": "sum-1", "n": 1, "total": 1, "workers": workers, "over_memory": 2},
     ]
+
+
+def test_a_task_that_failed_does_not_run_again_whatever_was_told_before(
+    scheduler: Scheduler, news: Callable[[], list[dict[str, Any]]]
+) -> None:
+    for name in ("ab12", "cd34", "ef56"):
+        scheduler.remove(scheduler.add(name), "grow-1", *["load-1"] * (name == "cd34"))
+    scheduler.remove(scheduler.add("other"), "sum-1")
+    assert [trouble["run_again"] for trouble in news()] == [1, 2, 1, 1]
+    scheduler.remove(scheduler.add("ab12"), "grow-1")
+    told = [(trouble["worker"], trouble["run_again"]) for trouble in news()]
+    assert told == [("ab12", 0), ("cd34", 1), ("ef56", 0), ("ab12", 0)]
+
+
+def test_a_task_that_is_run_again_and_fails_again_is_counted_afresh(
+    scheduler: Scheduler, news: Callable[[], list[dict[str, Any]]], at: Callable[[float], None]
+) -> None:
+    for run in range(3):
+        at(20.0 * run)
+        scheduler.submit()
+        for _ in range(4):
+            scheduler.remove(scheduler.add("ab12"), "grow-1")
+    failed = [each for trouble in news() for each in trouble["given_up"]]
+    assert [(each["total"], each["workers"]) for each in failed] == [(1, ["ab12"] * 4)] * 3
+
+
+def test_the_tasks_of_one_map_are_counted_together_however_long_it_takes(
+    scheduler: Scheduler, news: Callable[[], list[dict[str, Any]]], at: Callable[[float], None]
+) -> None:
+    scheduler.submit()
+    for task in range(5):
+        at(1.0 + 20.0 * task)
+        for _ in range(4):
+            scheduler.remove(scheduler.add("ab12"), f"grow-{task}")
+    at(82.0)
+    scheduler.submit()  # the next one of many that fail, one call each
+    for _ in range(4):
+        scheduler.remove(scheduler.add("ab12"), "grow-5")
+    assert [each["total"] for trouble in news() for each in trouble["given_up"]] == [1, 2, 3, 4, 5, 6]
 
 
 def test_scattered_data_that_only_one_worker_had_is_named(

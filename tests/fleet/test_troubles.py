@@ -202,8 +202,8 @@ def test_a_task_that_was_given_up_is_told_with_the_deaths_over_it(
     see_end(fleet, workspace, worker, "failed")
     Troubles(fleet).write([replace(died, given_up=(given_up,))], set())
     words = (
-        "task 'grow-12' failed: 4 workers went over their memory (600 MiB) or were ended by the platform while they "
-        f"ran it: {HELPS}"
+        "task 'grow-12' failed: 2 workers went over their memory (600 MiB) or were ended by the platform, 4 times in "
+        f"all, while they ran it: {HELPS}"
     )
     assert len(events(fleet)) == 2 and events(fleet)[-1] == words == snapshot(fleet, "running", {}).trouble
 
@@ -225,3 +225,75 @@ def test_one_more_of_what_was_said_hides_nothing_that_says_more(fleet: Fleet, di
     troubles.write([replace(died, over_memory=True, given_up=(failed,))], set())
     troubles.write([replace(died, number=2, nth=2, nth_of_worker=2, over_memory=True)], set())
     assert snapshot(fleet, "running", {}).trouble.startswith("task 'grow-12' failed")
+
+
+@pytest.mark.parametrize("keys", [("grow-1", "grow-2", "grow-3"), ("grow-1", "grow-1", "grow-1")])
+def test_a_task_that_is_run_again_and_fails_again_is_told_each_time(
+    fleet: Fleet, died: Trouble, worker: str, keys: tuple[str, ...]
+) -> None:
+    troubles = Troubles(fleet)
+    over = replace(died, over_memory=True, run_again=0, at=died.at - 100)
+    told: list[Trouble] = []
+    for run, key in enumerate(keys):
+        for death in range(4 * run + 1, 4 * run + 5):
+            failed = (GivenUp(key, 1, 1, (worker,) * 4, 4),) if death % 4 == 0 else ()
+            told.append(
+                replace(over, number=death, nth=death, nth_of_worker=death, at=over.at + death, given_up=failed)
+            )
+            troubles.write(told, set())
+        assert snapshot(fleet, "running", {}).trouble.startswith(f"task {key!r} failed: 1 worker went over its memory")
+        failures = [(at, event) for at, event in fleet.record.events if "failed" in event]
+        assert [at for at, _ in failures] == [over.at + 4 * (each + 1) for each in range(run + 1)]
+        assert f"task {key!r}" in failures[-1][1]
+
+
+def test_of_the_tasks_of_a_map_that_fail_the_latest_is_shown_and_a_few_are_events(
+    fleet: Fleet, died: Trouble, worker: str
+) -> None:
+    over = replace(died, over_memory=True, run_again=0)
+    deaths = [
+        replace(over, number=n, nth=n, nth_of_worker=n, given_up=(GivenUp(f"grow-{n}", 1, n, (worker,), 1),))
+        for n in range(1, 100)
+    ]
+    Troubles(fleet).write(deaths, set())
+    assert [event.partition(" failed")[0] for event in events(fleet) if " failed" in event] == [
+        "task 'grow-1'",
+        "task 'grow-10' and 9 more of its kind",
+    ]
+    assert snapshot(fleet, "running", {}).trouble.startswith("task 'grow-99' and 98 more of its kind failed")
+
+
+def test_a_restart_does_not_hide_that_a_task_failed(fleet: Fleet, died: Trouble, worker: str) -> None:
+    troubles = Troubles(fleet)
+    other = sorted(fleet.plan)[1]
+    failed = replace(
+        died, number=2, at=died.at - 50, over_memory=True, given_up=(GivenUp("grow-12", 1, 1, (worker,), 1),)
+    )
+    troubles.write([replace(died, at=died.at - 51), failed], {worker})
+    tenth = replace(died, number=3, nth=10, nth_of_worker=10, over_memory=True, at=died.at - 40)
+    first_of_other = replace(died, number=4, worker=other, over_memory=True, at=died.at - 30)
+    troubles.write([tenth, first_of_other], {worker})
+    assert [event[:13] for event in events(fleet)[-2:]] == ["the 10th deat", f"worker {other}"[:13]]
+    assert snapshot(fleet, "running", {}).trouble.startswith("task 'grow-12' failed")
+
+
+def test_data_lost_with_a_worker_that_was_restarted_before_is_told_and_hides_a_failure(
+    fleet: Fleet, died: Trouble, worker: str
+) -> None:
+    failed = replace(died, at=died.at - 50, over_memory=True, given_up=(GivenUp("grow-12", 1, 1, (worker,), 1),))
+    lost = replace(died, number=2, over_memory=True, lost="table", n_lost=1)
+    Troubles(fleet).write([failed, lost], {worker})
+    assert "'table' that was scattered to it is lost for good" in events(fleet)[-1]
+    assert snapshot(fleet, "running", {}).trouble == events(fleet)[-1]
+
+
+def test_what_is_clear_late_does_not_hide_what_happened_after_it(fleet: Fleet, died: Trouble, worker: str) -> None:
+    other = sorted(fleet.plan)[1]
+    unclear = replace(died, at=died.at - 10)
+    troubles = Troubles(fleet)
+    troubles.write([unclear, replace(died, number=2, worker=other, over_memory=True)], set())
+    shown = snapshot(fleet, "running", {}).trouble
+    assert shown.startswith(f"worker {other} went over")
+    troubles.write([unclear], {worker})
+    assert len(events(fleet)) == 2 and events(fleet)[0].startswith(f"worker {worker} died")
+    assert snapshot(fleet, "running", {}).trouble == shown

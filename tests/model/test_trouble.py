@@ -21,7 +21,9 @@ LIMIT = round(1.6 * GIB)
 DIED = Trouble(1, "died", 0.0, "ab12", round(1.5 * GIB), LIMIT, 0, 0, 0, nth=1, nth_of_worker=1, run_again=3)
 OVER = replace(DIED, over_memory=True)
 LITTLE = replace(DIED, memory_bytes=GIB // 10)
-FAILED = GivenUp("grow-12", 1, 1, ("ab12", "cd34", "ab12", "cd34"), over_memory=4)
+FAILED = GivenUp("grow-12", 1, 1, ("ab12", "cd34", "ef56", "gh78"), over_memory=4)
+TWICE = replace(FAILED, workers=("ab12", "cd34", "ab12", "cd34"))
+ALONE = replace(FAILED, workers=("ab12",) * 4)
 HELPS = "give workers more memory (--memory) or smaller pieces"
 ENDED = "session ab12 was ended by the platform (failed)"
 
@@ -130,6 +132,35 @@ def test_a_death_is_said_with_what_is_known_of_it(trouble: Trouble, ended: str, 
             0,
             "task 'grow-12' failed: 4 workers died while they had it: the log of the last one may say why "
             "(%dask_status x --logs cd34)",
+        ),
+        (
+            TWICE,
+            0,
+            f"task 'grow-12' failed: 2 workers went over their memory (1.6 GiB) 4 times while they ran it: {HELPS}",
+        ),
+        (ALONE, 0, f"task 'grow-12' failed: 1 worker went over its memory (1.6 GiB) 4 times while it ran it: {HELPS}"),
+        (
+            replace(ALONE, over_memory=3),
+            1,
+            "task 'grow-12' failed: 1 worker went over its memory (1.6 GiB) or was ended by the platform, 4 times in "
+            f"all, while it ran it: {HELPS}",
+        ),
+        (
+            replace(TWICE, over_memory=2),
+            0,
+            "task 'grow-12' failed: 2 workers died 4 times while they had it, 2 of these times over their memory (1.6 "
+            f"GiB): {HELPS}",
+        ),
+        (
+            replace(ALONE, over_memory=0),
+            0,
+            "task 'grow-12' failed: 1 worker died 4 times while it had it: the log of the last one may say why "
+            "(%dask_status x --logs cd34)",
+        ),
+        (
+            replace(FAILED, workers=("ab12",), over_memory=1),
+            0,
+            f"task 'grow-12' failed: 1 worker went over its memory (1.6 GiB) while it ran it: {HELPS}",
         ),
     ],
 )

@@ -448,7 +448,7 @@ RECORDS = st.builds(
     failed_replacements=st.integers(0, 9),
     core_s=FLOATS,
     events=st.lists(st.tuples(FLOATS, TEXT), max_size=3).map(tuple),
-    trouble=st.none() | st.builds(TroubleRecord, FLOATS, TEXT, TEXT),
+    trouble=st.none() | st.builds(TroubleRecord, FLOATS, TEXT, TEXT, st.booleans()),
     troubles_written=st.integers(0, 9),
 )
 QUICK = hypothesis.settings(max_examples=60, deadline=None, database=None)
