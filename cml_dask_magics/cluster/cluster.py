@@ -303,6 +303,11 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         return bool(self._dask_status == Status.closed)
 
     @property
+    def closing(self) -> bool:
+        """Whether it is about to detach from its cluster; if that stops the cluster, it may take a while."""
+        return bool(self._dask_status == Status.closing)
+
+    @property
     def plan(self) -> set[str]:
         """Ids of the sessions whose workers should exist; the only worker of a session is named after it."""
         return self._fleet.plan
@@ -412,7 +417,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         RuntimeError
             If this object has detached from its cluster, or is about to.
         """
-        if self._dask_status in (Status.closing, Status.closed):
+        if self.closing or self.closed:
             raise RuntimeError(
                 str(self.failure or "")
                 or self.why_detached
@@ -554,12 +559,11 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         """Whether a start in the background is still under way."""
         return self._background is not None and not self._background.done()
 
-    def wait_until_started(self, on_status: StatusCallback | None = None) -> bool:
-        """Wait for a start in the background; False if it failed (see `failure`)."""
+    def wait_until_started(self, on_status: StatusCallback | None = None, timeout_s: float | None = None) -> bool:
+        """Wait for a start in the background; False if it failed (see `failure`), or goes on after `timeout_s`."""
         self._on_status = on_status or self._on_status
-        if self._background is not None:
-            self._background_over.wait()
-        return self.failure is None and not self.closed
+        is_over = self._background is None or self._background_over.wait(timeout_s)
+        return is_over and self.failure is None and not self.closed
 
     async def _begin(self) -> None:
         if not self._new:

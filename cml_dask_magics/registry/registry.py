@@ -22,6 +22,7 @@ from pathlib import Path
 
 from cml_dask_magics.model.record import NAME, Record, record_from_json, record_to_json
 from cml_dask_magics.model.settings import PRIVATE_FOLDER
+from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.registry.files import (
     MOST_BYTES,
     create_private,
@@ -50,7 +51,6 @@ LEASE_FILE = "lease.json"
 _OPEN_RUNS = "open"
 _RECORD_FILE, _MENDED_FILE, _LOCK_FILE = "record.json", ".mended", "lock"
 _KEPT_RUNS = 10
-_PRUNE_S = 1.0  # so long an ending may be held up by the logs of ended clusters
 _LOCK_TRIES = 100
 # What is seen without the lock may be a claim that began since, half written. It holds the lock: the next look waits
 # for it. Who may not write there never gets the lock, and acts on the last look.
@@ -98,6 +98,7 @@ class Registry:
     ----------
     state_directory : Path
         The state folder; made when something is written.
+    times : Times, optional
 
     Attributes
     ----------
@@ -106,8 +107,9 @@ class Registry:
         A cluster on record there is used and stopped there, because its sessions have these paths.
     """
 
-    def __init__(self, state_directory: Path) -> None:
+    def __init__(self, state_directory: Path, times: Times = USUAL) -> None:
         self.state_directory = state_directory
+        self._times = times
         self.directory = state_directory / PRIVATE_FOLDER
         self._lock = threading.RLock()
         self._locked: set[str] = set()
@@ -301,7 +303,7 @@ class Registry:
 
     def _prune(self) -> None:
         """Remove the oldest run folders of ended clusters, as many as there is time for; the next end goes on."""
-        deadline = time.monotonic() + _PRUNE_S
+        deadline = time.monotonic() + self._times.prune_s
         runs, kept = self._runs(), 0
         for name in set(self._marked_open()) - {run.name for run in runs}:  # removed by hand
             self._mark_closed(name)
