@@ -29,6 +29,7 @@ from cml_dask_magics.registry.files import (
     listed,
     make_folder,
     named,
+    oldest_first,
     open_private,
     remove,
     write_private,
@@ -141,9 +142,8 @@ class Registry:
         runs = self._runs(name)
         if (record := self.read(name)) is not None:  # perhaps an older release's
             runs.append(self.run_folder(record))
-        logs = [entry for run in runs for entry in listed(run) if entry.name == LOGS and _is_folder(entry)]
-        newest = max(logs, key=lambda entry: entry.stat().st_mtime, default=None)
-        return Path(newest) if newest is not None else None
+        logs = oldest_first(entry for run in runs for entry in listed(run) if entry.name == LOGS and _is_folder(entry))
+        return logs[-1] if logs else None
 
     def read(self, name: str, known: Record | None = None) -> Record | None:
         """The record of a cluster, or None.
@@ -376,14 +376,13 @@ class Registry:
 
     def _runs(self, name: str = "") -> list[Path]:
         """Run folders of a cluster, or of all, oldest first."""
-        found = [
+        return oldest_first(
             entry
             for runs in listed(self.directory)
             if runs.name == "runs" and _is_folder(runs)
             for entry in listed(Path(runs))
             if _is_folder(entry) and (cluster := cluster_of(entry.name)) and name in ("", cluster)
-        ]
-        return [Path(entry) for entry in sorted(found, key=lambda entry: entry.stat(follow_symlinks=False).st_mtime)]
+        )
 
     def _left_of(self, name: str, found: str) -> list[Path]:
         """Run folders of a cluster that has no valid record; those that are closed tell of no deleted one."""
