@@ -194,7 +194,7 @@ def test_who_closes_what_is_being_closed_waits_for_its_end(state: Path, monkeypa
     with ThreadPoolExecutor() as pool:
         stopping = pool.submit(cluster.shutdown)
         assert asked.wait(60)
-        with pytest.raises(RuntimeError, match="cluster '.*' is being stopped"):
+        with pytest.raises(RuntimeError, match="is being stopped"):
             cluster.scale(2)
         closing = pool.submit(cluster.close)
         with pytest.raises(FuturesTimeoutError):
