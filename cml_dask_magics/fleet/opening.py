@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from dataclasses import replace
@@ -26,7 +25,6 @@ from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.model.words import no_tls_words
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.platforms.find import check_dashboard_port, check_launch_options, find_platform
-from cml_dask_magics.platforms.here import shown_port_is_free
 from cml_dask_magics.platforms.pool import SessionPool
 from cml_dask_magics.registry.certificates import write_certificates
 from cml_dask_magics.registry.files import write_private
@@ -72,12 +70,6 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     dead = open_fleet(registry, settings.name, times)
     if dead is not None and dead.liveness() == "silent":
         dead.end()
-    is_shown = settings.dashboard and settings.dashboard_port is None
-    if settings.scheduler_here and platform.session and is_shown and not shown_port_is_free():
-        notes.append(
-            f"the cluster has no dashboard: port {os.environ.get('CDSW_READONLY_PORT')} of this session, which the "
-            "platform shows (CDSW_READONLY_PORT), is taken by another program"
-        )
     record = Record(
         name=settings.name,
         token=secrets.token_hex(4),
