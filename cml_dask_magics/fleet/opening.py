@@ -17,6 +17,7 @@ from cml_dask_magics.model.settings import (
     Settings,
     Spelling,
     as_keyword,
+    check_wait,
     make_settings,
     settings_from_json,
     settings_to_json,
@@ -50,13 +51,15 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     Raises
     ------
     ValueError
-        If the dashboard would have no port, workers would have too little memory, the platform does not take the
-        setting ``launch-options``, or inside CML the configuration alone says to do without TLS.
+        If more workers are to be waited for than there will be, the dashboard would have no port, workers would have
+        too little memory, the platform does not take the setting ``launch-options``, or inside CML the configuration
+        alone says to do without TLS.
     NameTakenError
         If a cluster of that name is alive.
     RuntimeError
         If there is no platform, the state folder cannot be written, or sessions of a dead cluster do not stop.
     """
+    check_wait(settings, spelled)
     registry = Registry(settings.state_directory)
     platform = find_platform(registry.directory, settings.local)
     no_tls = _without_tls(settings, platform, spelled)

@@ -317,6 +317,16 @@ def test_up_waits_for_a_start_in_the_background(shell: InteractiveShell, n: int)
     assert shell.user_ns["client"].submit(sum, [1, 2]).result() == 3
 
 
+def test_up_may_wait_for_as_many_as_run_already(shell: InteractiveShell) -> None:
+    shell.run_line_magic("dask_up", "3")
+    shell.run_line_magic("dask_up", "--wait 3")
+    cluster = shell.user_ns["cluster"]
+    assert len(cluster.observed) == 3
+    with pytest.raises(UsageError, match="--wait must be at most the number of workers, 2; not 3"):
+        shell.run_line_magic("dask_up", "2 --wait 3")
+    assert len(cluster.plan) == 3
+
+
 def test_workers_that_do_not_come_are_warned_of_and_stay_in_the_plan(
     shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
 ) -> None:
