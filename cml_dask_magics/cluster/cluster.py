@@ -728,7 +728,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
                 await self._start_up.wait_for(wanted, began + timeout_s, ids=new)
                 await self._ask_dask()
             except TimeoutError:
-                reason = nobody_ready_message(self._fleet, timeout_s)
+                reason = nobody_ready_message(self._fleet, timeout_s, scaled=True)
                 message = describe_failure(self._fleet, self.observed, reason, new, timed_out=True)
                 raise StartFailedError(message) from None
             finally:
