@@ -85,6 +85,7 @@ def test_each_worker_sees_a_gpu_of_its_own(two: CMLCluster, client: Client) -> N
     seen = client.run(lambda dask_worker: (dask_worker.name, os.environ["CUDA_VISIBLE_DEVICES"]))
     for session in two.plan:
         assert sorted(index for name, index in seen.values() if name in names_of(session)) == ["0", "1", "2", "3"]
+    assert [worker["resources"] for worker in client.scheduler_info()["workers"].values()] == [{"GPU": 1}] * 8
     futures = client.map(lambda _: os.getpid(), range(8), pure=False, resources={"GPU": 1})
     assert len(client.gather(futures)) == 8
 
