@@ -69,7 +69,7 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     asked, settings = settings, what_fits(settings, platform)
     notes = no_tls + _notes_on(asked, settings, spelled)
     settings, more = fitted_together(settings, platform, spelled)
-    notes += more + check_worker_memory(settings, platform, spelled)
+    notes += more + check_worker_memory(settings, platform, spelled) + _shared_gpus(settings, platform, spelled)
     dead = open_fleet(registry, settings.name, times)
     if dead is not None and dead.liveness() == "silent":
         dead.end()
@@ -181,6 +181,17 @@ def _notes_on(asked: Settings, fitting: Settings, spelled: Spelling) -> list[str
             counts = f"{has:g} cores" if option.metavar == "CORES" else f"{has:.4g} GiB"
             notes.append(f"{spelled(option.name)} {wish:g} is more than this machine has; it counts as {counts}")
     return notes
+
+
+def _shared_gpus(settings: Settings, platform: Platform, spelled: Spelling) -> list[str]:
+    """A note where several sessions of this machine will use the same GPUs."""
+    n = max(settings.n_workers, settings.adapt[1] if settings.adapt else 0)
+    if platform.backend != "local" or not settings.gpu or n < 2:
+        return []
+    return [
+        f"sessions of this machine share its GPUs: all {n} use the same {settings.gpu} ({spelled('gpu')}); "
+        "with one session, each of its workers has its own"
+    ]
 
 
 def settings_of(record: Record, run_folder: Path) -> Settings | None:

@@ -32,7 +32,10 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CMLCluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DASK_CML_DASK_MAGICS__STATE_DIRECTORY", str(folder))
         patch.setattr(CMLCluster, "times", Times(steer_s=0.3, beat_s=0.5, lease_s=3.0))
-        with dask.config.set({"cml-dask-magics.state-directory": str(folder)}):
+        with (
+            dask.config.set({"cml-dask-magics.state-directory": str(folder)}),
+            pytest.warns(UserWarning, match="share its GPUs: all 2 use the same 4 "),
+        ):
             cluster = CMLCluster(2, gpu=PROCESSES, memory=4)
     with cluster:
         yield cluster
