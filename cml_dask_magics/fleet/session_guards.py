@@ -1,4 +1,4 @@
-"""What Dask does not do by itself: speak nothing but TLS, admit only who shows the certificate in time, guard its pages.
+"""What Dask does not do by itself: speak TLS alone, admit only who shows the certificate in time, guard its dashboard.
 
 A copy of this file is in the cluster's run folder; scheduler, nannies and workers run it.
 """
@@ -151,6 +151,7 @@ class CheckedBackend:
         self._backend = backend
 
     def __getattr__(self, name: str) -> Any:
+        """As Dask's."""
         return getattr(self._backend, name)
 
     def get_connector(self) -> CheckedBackend:
