@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cml_dask_magics.registry.files import (
     open_private,
     read_private,
     remove,
+    touch_private,
     why_not_private,
     write_private,
 )
@@ -64,6 +66,16 @@ def session_logs(folder: Path) -> dict[str, Path]:
             if match is not None and not _why_not_private(entry):
                 found[match[1]] = folder / entry.name
     return found
+
+
+def begin_logs(folder: Path, sessions: Collection[str]) -> None:
+    """Make the logs of sessions that were launched: proof of whose they are, even before they start.
+
+    A session that cannot have a log exits when it starts, so errors do not matter here.
+    """
+    for session in sessions:
+        with contextlib.suppress(OSError):
+            touch_private(folder / f"{session}{LOG_SUFFIX}")
 
 
 def _why_not_private(entry: os.DirEntry[str]) -> str:
@@ -136,7 +148,7 @@ def remove_run(root: Path, run: Path) -> None:
 
 
 def salvaged_record(name: str, run: Path | None) -> Record:
-    """A record made from a run folder alone: the settings of the claim, and the sessions that printed something.
+    """A record made from a run folder alone: the settings of the claim, and the sessions that have a log.
 
     Parameters
     ----------
