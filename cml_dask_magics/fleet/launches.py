@@ -20,7 +20,7 @@ from cml_dask_magics.model.words import hidden
 from cml_dask_magics.platforms.pool import Launched, SessionPool
 from cml_dask_magics.registry.journal import Journal
 from cml_dask_magics.registry.kernels import kernel_may_live
-from cml_dask_magics.registry.run_folder import LOGS, begin_logs
+from cml_dask_magics.registry.run_folder import note_launched
 
 
 class EndingError(RuntimeError):
@@ -209,7 +209,8 @@ class Launches:
             if ids:
                 self._pool.stop(ids, visible=ids, timeout_s=self._times.stop_s)
             raise
-        begin_logs(self._journal.folder / LOGS, ids)
+        if ids:
+            note_launched(self._journal.folder, intent, ids)
         if record.state in ("stopping", "lost") and ids:  # since the call began; they are on record
             self._pool.stop(ids, visible=ids, timeout_s=self._times.stop_s)
             raise EndingError(record.name)

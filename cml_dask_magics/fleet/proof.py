@@ -1,8 +1,8 @@
 """Whether a session on record is the cluster's: a record is a file, and what it says may be wrong.
 
 A session is taken for the cluster's if this kernel launched it for the cluster, if its workers are connected to the
-cluster's scheduler, or if it has a log in the cluster's folder. The kernel that launches a session makes its log; where
-that could not be, the session does so as the first thing when it starts.
+cluster's scheduler, or if the cluster's folder tells of it: it wrote its log there, as the first thing that it does, or
+the kernel that launched it wrote it down.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cml_dask_magics.model.times import Times
 from cml_dask_magics.platforms.api import PlatformError
 from cml_dask_magics.platforms.pool import SessionPool
 from cml_dask_magics.registry.journal import Journal
-from cml_dask_magics.registry.run_folder import LOGS, scheduler_session, session_logs
+from cml_dask_magics.registry.run_folder import launched_sessions, started_sessions
 
 
 class Proof:
@@ -89,7 +89,7 @@ class Proof:
 
     def _proven(self, sessions: Set[str]) -> set[str]:
         proven = set(sessions & (self._launched | self._connected))
-        if unproven := sessions - proven:
-            folder = self._journal.folder
-            proven |= unproven & {*session_logs(folder / LOGS), scheduler_session(folder)}
+        for sessions_of in (started_sessions, launched_sessions):  # the latter may have many files to read
+            if unproven := sessions - proven:
+                proven |= unproven & sessions_of(self._journal.folder)
         return proven

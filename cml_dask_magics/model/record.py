@@ -40,7 +40,7 @@ class SessionRecord:
     package saw first. `launched_from` is the id of the session that launched it: only that one sees it in its listing.
     `automatic` says that nobody asked for it by hand; `stopping_at` is when it was (about to be) told to stop. With an
     `ended_at` it is still here only where nobody has seen its end: the platform said that it would stop it. A
-    `salvaged` one is known by its log alone: it may have ended long ago. `real_memory_gib` is what it has of
+    `salvaged` one is known by what it printed alone: it may have ended long ago. `real_memory_gib` is what it has of
     the `memory_gib` that were asked for, once its worker has told that.
     """
 

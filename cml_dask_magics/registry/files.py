@@ -40,12 +40,6 @@ def create_private(path: Path, text: str) -> None:
                 draft.replace(path)
 
 
-def touch_private(path: Path) -> None:
-    """Make an empty file with mode 0600, unless something stands there."""
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-
-
 @contextlib.contextmanager
 def _draft(path: Path, content: str | bytes) -> Iterator[Path]:
     """A temporary file with the content, beside `path`."""

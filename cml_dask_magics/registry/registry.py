@@ -147,7 +147,7 @@ class Registry:
         """The record of a cluster, or None.
 
         A broken record is moved to ``broken/``. It is replaced, as is a deleted one, by `known`, or else by what is in
-        the run folder: the settings and the ids of the sessions that have a log. So the sessions can still be
+        the run folder: the settings and the ids of the sessions that printed something. So the sessions can still be
         found, used and stopped.
 
         Parameters
@@ -322,7 +322,7 @@ class Registry:
         return self.run_folder(found) != run if isinstance(found, Record) else found == _DELETED
 
     def logged_sessions(self, record: Record) -> set[str]:
-        """Ids of the sessions that have a log in this cluster's folder: proof that they belong to it."""
+        """Ids of the sessions that print to this cluster's folder: proof that they belong to it."""
         return set(session_logs(self.run_folder(record) / LOGS))
 
     def folder(self, name: str) -> Path:

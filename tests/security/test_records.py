@@ -104,15 +104,15 @@ def test_a_session_of_ours_that_never_wrote_is_stopped_by_any_kernel(
 @pytest.mark.parametrize("status", ["succeeded", "failed"])
 def test_a_session_that_ended_needs_no_log_to_be_forgotten(world: World, status: str) -> None:
     world.workspace.first_status = status
-    world.lose_logs(world.start(log=False))
+    world.lose_notes(world.start(log=False))
     assert world.open().end().disowned == ()
     assert world.registry.names() == []
 
 
-def test_a_session_that_waits_and_has_no_log_is_named_and_not_stopped(world: World) -> None:
+def test_a_session_that_waits_and_of_which_the_record_alone_tells_is_named_and_not_stopped(world: World) -> None:
     world.workspace.first_status = "scheduling"
     cluster = world.start(log=False)
-    world.lose_logs(cluster)
+    world.lose_notes(cluster)
     sessions = world.ours()
     assert set(world.open().end().disowned) == sessions
     assert not world.stopped() and not (cluster.folder / "scheduler.json").exists(), "they exit when they start"
@@ -145,7 +145,7 @@ def test_what_this_kernel_launched_can_be_stopped_by_another_object_of_the_same_
 def test_a_session_of_ours_that_just_began_to_run_is_waited_for_and_stopped(world: World, bare: bool) -> None:
     world.workspace.bare = bare
     before = world.start(log=False)
-    world.lose_logs(before)
+    world.lose_notes(before)
     sessions = world.ours()
     threading.Timer(0.1, lambda: [world.log(before, session) for session in sessions]).start()
     assert world.open().end().disowned == ()
@@ -160,7 +160,7 @@ def test_what_this_kernel_launched_needs_no_log(world: World) -> None:
 
 
 def test_a_worker_that_is_connected_needs_no_log(world: World) -> None:
-    world.lose_logs(world.start(log=False))
+    world.lose_notes(world.start(log=False))
     cluster = world.open()
     cluster.note_connected(world.ours(), {})
     assert cluster.end().sessions == 3 and not world.ours()
@@ -168,7 +168,7 @@ def test_a_worker_that_is_connected_needs_no_log(world: World) -> None:
 
 def test_a_session_that_shows_late_that_it_is_ours_is_taken_in_again(world: World) -> None:
     before = world.start(log=False)
-    world.lose_logs(before)
+    world.lose_notes(before)
     late = min(session.id for session in before.record.sessions if session.role == "worker")
     for session in world.ours() - {late}:
         world.log(before, session)
@@ -184,7 +184,7 @@ def test_a_session_that_shows_late_that_it_is_ours_is_taken_in_again(world: Worl
 
 def test_without_a_listing_nothing_is_forgotten_that_may_be_ours(world: World) -> None:
     before = world.start(log=False)
-    world.lose_logs(before)
+    world.lose_notes(before)
     world.workspace.list_down = ConnectionResetError("reset")
     with pytest.raises(StillUpError, match="reset"):
         world.open().end()

@@ -51,9 +51,9 @@ class World:
         opening._pools.clear()
         return cluster
 
-    def lose_logs(self, cluster: Fleet) -> None:
-        """As where the kernel was killed before it made the logs, and the sessions have not come to it yet."""
-        for path in (cluster.folder / "logs").iterdir():
+    def lose_notes(self, cluster: Fleet) -> None:
+        """As where the kernel was killed before it had written down, beside the record, what it launched."""
+        for path in cluster.folder.glob("launched-*"):
             path.unlink()
 
     def log(self, cluster: Fleet, session: str) -> None:

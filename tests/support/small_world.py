@@ -209,7 +209,7 @@ class World:
             for module in _MODULES:
                 if hasattr(module, "time"):
                     stack.enter_context(mock.patch.object(module, "time", self.clock))
-                for name in ("write_private", "create_private", "touch_private", "remove", "rename"):
+                for name in ("write_private", "create_private", "remove", "rename"):
                     if hasattr(module, name):
                         stack.enter_context(mock.patch.object(module, name, mortal(getattr(module, name))))
                 if hasattr(module, "this_kernel"):
