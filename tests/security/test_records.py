@@ -94,11 +94,12 @@ def test_a_session_of_ours_that_never_wrote_is_stopped_by_any_kernel(
     world: World, pretend: Callable[[Any], None], status: str, session: str
 ) -> None:
     world.workspace.first_status = status
-    world.start(log=False)
+    before = world.start(log=False)
     sessions = world.ours()
     pretend(world.workspace.caller(session))
     assert world.open().end().disowned == ()
     assert not world.ours() and world.stopped() == sessions and world.registry.names() == []
+    assert not [path for path in before.folder.iterdir() if "launched" in path.name]
 
 
 @pytest.mark.parametrize("status", ["succeeded", "failed"])
@@ -152,10 +153,11 @@ def test_a_session_of_ours_that_just_began_to_run_is_waited_for_and_stopped(worl
     assert not world.ours() and world.stopped() == sessions
 
 
-def test_what_this_kernel_launched_needs_no_log(world: World) -> None:
+def test_what_this_kernel_launched_needs_no_file(world: World) -> None:
     cluster = claim(make_settings(), times=TIMES)
     cluster.launches.launch("worker", 2)
     shutil.rmtree(cluster.folder / "logs")
+    world.lose_notes(cluster)
     assert cluster.end().sessions == 2 and not world.ours()
 
 
