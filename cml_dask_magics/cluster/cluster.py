@@ -235,6 +235,8 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         self._on_status = on_status
         self._on_end: Callable[[CMLCluster], None] | None = None
         self._detaching: asyncio.Task[None] | None = None
+        # Who closes ends Dask's thread, which another one that closes would wait for.
+        self._closing_lock = threading.Lock()
         self._changing_adaptive = False
         # Workers in only one of the feed and Dask's `scheduler_info`; whether `scheduler_info` lacks metrics.
         self._differed: set[str] = set()
@@ -301,6 +303,11 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     def closed(self) -> bool:
         """Whether this object has detached from its cluster."""
         return bool(self._dask_status == Status.closed)
+
+    @property
+    def closing(self) -> bool:
+        """Whether it is about to detach from its cluster; if that stops the cluster, it may take a while."""
+        return bool(self._dask_status == Status.closing)
 
     @property
     def plan(self) -> set[str]:
@@ -412,11 +419,12 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         RuntimeError
             If this object has detached from its cluster, or is about to.
         """
-        if self._dask_status in (Status.closing, Status.closed):
+        if self.closing or self.closed:
             raise RuntimeError(
                 str(self.failure or "")
                 or self.why_detached
                 or (self.ended and f"cluster {self.name!r} was stopped; %dask_up --name {self.name} starts it")
+                or (self.closing and self._must_end and f"cluster {self.name!r} is being stopped")
                 or f"this object has let go of cluster {self.name!r}: it was closed. "
                 f"CMLCluster.from_name({self.name!r}) re-attaches, if the cluster still runs"
             )
@@ -554,12 +562,11 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         """Whether a start in the background is still under way."""
         return self._background is not None and not self._background.done()
 
-    def wait_until_started(self, on_status: StatusCallback | None = None) -> bool:
-        """Wait for a start in the background; False if it failed (see `failure`)."""
+    def wait_until_started(self, on_status: StatusCallback | None = None, timeout_s: float | None = None) -> bool:
+        """Wait for a start in the background; False if it failed (see `failure`), or goes on after `timeout_s`."""
         self._on_status = on_status or self._on_status
-        if self._background is not None:
-            self._background_over.wait()
-        return self.failure is None and not self.closed
+        is_over = self._background is None or self._background_over.wait(timeout_s)
+        return is_over and self.failure is None and not self.closed
 
     async def _begin(self) -> None:
         if not self._new:
@@ -773,8 +780,14 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         ------
         ValueError
             If the minimum is negative or above the maximum, or this machine's memory has no room for it.
+        TypeError
+            If `Adaptive` is no class: Dask takes it first, before the limits.
         """
         self._check_open()
+        if not callable(Adaptive):
+            raise TypeError(
+                f"adapt takes its limits by name, as adapt(minimum=1, maximum=2); not adapt({Adaptive!r}, ...)"
+            )
         minimum = max([minimum or 0, *self._sessions_with(minimum_cores, minimum_memory, math.ceil)])
         maximum = min(
             [math.inf if maximum is None else maximum, *self._sessions_with(maximum_cores, maximum_memory, math.floor)]
@@ -809,7 +822,14 @@ class CMLCluster(Cluster):  # type: ignore[misc]
             yield rounded(parse_bytes(memory) / (settings.processes * each))
 
     def _start_adapting(self, Adaptive: type[Adaptive], **kwargs: Any) -> Any:  # noqa: N803 - Dask's name
-        adaptive = super().adapt(Adaptive, **kwargs)
+        options = dict(getattr(self, "_adaptive_options", {}))
+        try:
+            adaptive = super().adapt(Adaptive, **kwargs)
+        except BaseException:
+            # Dask has stopped the former one, and keeps the options: the next round goes on as the record says.
+            self._adaptive_options = options
+            self._drop_adaptive()
+            raise
         adaptive.maximum = self._at_most(adaptive.maximum)
         return adaptive
 
@@ -917,7 +937,11 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     def _stop_loop_soon(self) -> None:
         """End Dask's thread for this object; from that thread, for which stopping waits."""
         if not self._made_asynchronous:
-            threading.Thread(target=self._stop_loop, daemon=True).start()
+            threading.Thread(target=self._stop_loop_unless_closing, daemon=True).start()
+
+    def _stop_loop_unless_closing(self) -> None:
+        with self._closing_lock:  # a thread that closes waits for this loop
+            self._stop_loop()
 
     def _stop_loop(self) -> None:
         """End Dask's thread for this object, unless a client still uses it."""
@@ -935,26 +959,24 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         RuntimeError
             Naming the sessions that the platform did not end; they stay on record, and `close` can be called again.
         """
-        has_no_loop = self.loop.asyncio_loop.is_closed()
-        if self.closed or has_no_loop:
-            if not self.asynchronous:
-                self._stop_loop()
-            if not self._must_end:
-                return NoOpAwaitable() if self.asynchronous else None
-            if self.asynchronous and not has_no_loop:
-                return asyncio.ensure_future(self._end())
-            if threading.main_thread().is_alive():  # otherwise the interpreter is shutting down; the cluster goes on
-                self.ended = run_shielded(self._fleet.end)
-                self.status = Status.closed
-            return None
-        # Not Dask's own `close`, which suppresses every RuntimeError.
-        closing = None
-        try:
-            closing = self.sync(self._close, callback_timeout=timeout)
-        finally:
-            if not self.asynchronous:
-                self._stop_loop()
-        return closing
+        if self.asynchronous and not self._has_no_loop:
+            if self.closed:
+                return asyncio.ensure_future(self._end()) if self._must_end else NoOpAwaitable()
+            return self.sync(self._close, callback_timeout=timeout)
+        with self._closing_lock:
+            try:
+                if not self.closed and not self._has_no_loop:
+                    # Not Dask's own `close`, which suppresses every RuntimeError.
+                    self.sync(self._close, callback_timeout=timeout)
+                elif not self._must_end:
+                    return NoOpAwaitable() if self.asynchronous else None
+                elif threading.main_thread().is_alive():  # otherwise the interpreter shuts down; the cluster goes on
+                    self.ended = run_shielded(self._fleet.end)
+                    self.status = Status.closed
+            finally:
+                if not self.asynchronous:
+                    self._stop_loop()
+        return None
 
     def shutdown(self) -> Any:
         """Stop the cluster's sessions, after `from_name`, too. Returns what was stopped."""
@@ -972,6 +994,11 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     async def _close(self) -> None:
         if self.status == Status.closed:
             return
+        if self._detaching is not None and self._detaching is not asyncio.current_task():
+            await asyncio.wait([self._detaching])
+            if self._must_end:
+                await self._end()
+            return
         # Now, not at the end: Dask's clients of this cluster then close, and do not try to reconnect for 30 seconds.
         self.status = Status.closing
         if self._background is not None:
@@ -983,6 +1010,10 @@ class CMLCluster(Cluster):  # type: ignore[misc]
                 await self._end()
         finally:
             await self._detach()
+
+    @property
+    def _has_no_loop(self) -> bool:
+        return bool(self.loop.asyncio_loop.is_closed())
 
     @property
     def _must_end(self) -> bool:

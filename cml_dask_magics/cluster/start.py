@@ -178,7 +178,7 @@ class Start:
         for launch in launches:
             if launch.done():
                 launch.result()
-        ended = {"stopping": "another kernel stopped it", "lost": "its scheduler is gone"}
+        ended = {"stopping": "it was stopped meanwhile", "lost": "its scheduler is gone"}
         if why := ended.get(fleet.record.state):
             raise StartFailedError(describe_failure(fleet, self._observed(), why, ids))
         # Only when all launch calls have returned, so that the message names all refusals.

@@ -89,8 +89,8 @@ class KernelClusters:
                     pass
             cluster = self._held[key] = CMLCluster.from_name(settings.name, shutdown_on_close=True)
             done = "re-attached"
-        if not settings.background and cluster.starting and not cluster.wait_until_started(on_status):
-            raise cluster.failure or RuntimeError(f"cluster {settings.name!r} was stopped while it started")
+        if not settings.background and cluster.starting:
+            _wait_for_start(cluster, settings.timeout_s, on_status)
         return _adjusted(cluster, settings, done, on_status)
 
     def down(self, state_directory: Path, name: str) -> Ended | None:
@@ -103,14 +103,16 @@ class KernelClusters:
         """
         key = state_directory, name
         self._close_client(key)
+        held = self._held.get(key)
         try:
-            if self.is_held(state_directory, name):
-                ended: Ended | None = self._held[key].shutdown()
+            if held is not None and not held.closed:
+                ended: Ended | None = held.shutdown()
                 return ended
             fleet = _opened(state_directory, name, to_end=True)
             return run_shielded(fleet.end) if fleet is not None else None
         finally:
-            self._held.pop(key, None)
+            if self._held.get(key) is held:  # not what was started in its place while it was being stopped
+                self._held.pop(key, None)
 
     def statuses(self, state_directory: Path, name: str | None = None) -> tuple[list[ClusterStatus], list[str]]:
         """Snapshots of one cluster or of all on record. Attaches to running clusters that this kernel does not hold.
@@ -253,7 +255,7 @@ class KernelClusters:
     def _alive(self, key: _Key) -> CMLCluster | None:
         """The cluster that this kernel holds, if it still runs; otherwise lets go of it."""
         cluster = self._held.get(key)
-        if cluster is None:
+        if cluster is None or cluster.closing:  # who closes it lets go of it
             return None
         if not cluster.closed and cluster.status().state not in ("lost", "stopping"):
             return cluster
@@ -346,6 +348,18 @@ def _as_before(settings: Settings, before: Settings) -> Settings:
     return replace(settings, **{name: value for name, value in kept.items() if name not in settings.given})
 
 
+def _wait_for_start(cluster: CMLCluster, timeout_s: float, on_status: StatusCallback | None) -> None:
+    if not cluster.wait_until_started(on_status, timeout_s):
+        name = cluster.name
+        if cluster.failure is None and not cluster.closed:
+            what = (
+                f"is not up after {timeout_s:g} s; it goes on starting in the background, and %dask_down {name} ends it"
+            )
+        else:
+            what = "was stopped while it started"
+        raise cluster.failure or RuntimeError(f"cluster {name!r} {what}")
+
+
 def _adjusted(cluster: CMLCluster, settings: Settings, done: str, on_status: StatusCallback | None) -> Up:
     current, given, settings = cluster.settings, settings.given, what_fits(settings, cluster.platform)
     fixed = [
@@ -364,8 +378,8 @@ def _adjusted(cluster: CMLCluster, settings: Settings, done: str, on_status: Sta
     asks = "n_workers" in given
     n = settings.n_workers if asks else len(cluster.plan) if cluster.adapting else cluster.wanted
     if settings.adapt and "adapt" in given:
-        cluster.adapt(minimum=settings.adapt[0], maximum=settings.adapt[1])
-        done += f", scaling between {settings.adapt[0]} and {counted(settings.adapt[1], current.processes)}"
+        limits = cluster.adapt(minimum=settings.adapt[0], maximum=settings.adapt[1])
+        done += f", scaling between {limits.minimum:.0f} and {counted(int(limits.maximum), current.processes)}"
     else:
         resized = n != len(cluster.plan) or (asks and (cluster.adapting or n != cluster.wanted))
         if not settings.background and (resized or not cluster.adapting):

@@ -1,6 +1,6 @@
-"""The states of a cluster and of a session, the moves between them, and which state one is in.
+"""Which state a cluster or a session is in; ``docs/life-cycle.md`` has the moves between them.
 
-``docs/life-cycle.md`` shows the same tables. All functions here are pure.
+All functions here are pure.
 """
 
 from __future__ import annotations
@@ -16,51 +16,6 @@ from cml_dask_magics.model.status import ClusterState, SessionState, Usage
 Phase = Literal["pending", "running", "ended"]
 
 FAILED_REPLACEMENTS = 3
-
-
-@dataclass(frozen=True)
-class Move:
-    """A change of state and its cause; ``new`` and ``gone`` stand for no state."""
-
-    before: str
-    after: str
-    when: str
-
-
-CLUSTER_MOVES = (
-    Move("new", "starting", "`%dask_up` has claimed the name"),
-    Move("starting", "running", "all requested workers are connected"),
-    Move("starting", "degraded", "the timeout has passed, and at least one worker is connected"),
-    Move("starting", "stopping", "a session was refused or died, nobody connected in time, Ctrl-C, `%dask_down`"),
-    Move("starting", "lost", "the kernel that started it is gone"),
-    Move("running", "degraded", "a worker was lost, or more were requested"),
-    Move("degraded", "running", "the missing workers have connected, or fewer were requested"),
-    Move("running", "lost", "the scheduler's session ended, or the scheduler has been silent for 15 s"),
-    Move("degraded", "lost", "the scheduler's session ended, or the scheduler has been silent for 15 s"),
-    Move("lost", "running", "it was the network: the scheduler answers again"),
-    Move("lost", "degraded", "it was the network: the scheduler answers again, some workers do not"),
-    Move("lost", "stopping", "`%dask_down`, or `%dask_up`, which then starts it again with the same settings"),
-    Move("running", "stopping", "`%dask_down`, the end of a `with` block, the idle timeout"),
-    Move("degraded", "stopping", "`%dask_down`, the end of a `with` block, the idle timeout"),
-    Move("stopping", "gone", "every session was seen to have ended; the record is removed"),
-)
-
-SESSION_MOVES = (
-    Move("new", "pending", "the platform accepted the launch"),
-    Move("pending", "starting", "the platform shows it as running, with an address"),
-    Move("pending", "running", "its worker connected before a listing showed it as running"),
-    Move("starting", "running", "its Dask process is connected to the scheduler"),
-    Move("running", "starting", "its Dask process lost the scheduler, or is restarted by its nanny"),
-    Move("pending", "failed", "it ended without being stopped"),
-    Move("starting", "failed", "it ended without being stopped"),
-    Move("running", "failed", "it ended without being stopped"),
-    Move("pending", "stopping", "fewer workers were requested, or the cluster stops"),
-    Move("starting", "stopping", "fewer workers were requested, or the cluster stops"),
-    Move("running", "stopping", "fewer workers were requested, or the cluster stops"),
-    Move("stopping", "ended", "a listing shows that it ended"),
-    Move("failed", "gone", "a new session replaces it, or the cluster stops"),
-    Move("ended", "gone", "its usage is added to the record, and it is removed from it"),
-)
 
 
 def session_state(

@@ -34,6 +34,8 @@ class Times:
     unseen_gone_s, unseen_pending_s : float
         How long a session that our listing cannot show may be without its worker, once that was connected and before.
         Dask itself notices after 30 s that a connection is cut, and a worker that notices ends.
+    prune_s : float
+        For how long an ending may be held up by the logs of clusters that ended before.
     beat_s, lease_s : float
         Between two heartbeats of the kernel that steers; how long others wait for one before they take over.
     unclear_s, back_s : float
@@ -78,6 +80,7 @@ class Times:
     refused_s: float = 60.0
     unseen_gone_s: float = 120.0
     unseen_pending_s: float = 900.0
+    prune_s: float = 1.0
     beat_s: float = 5.0
     lease_s: float = 20.0
     unclear_s: float = 10.0

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 # Much more than any file of this package has.
@@ -154,6 +154,15 @@ def listed(folder: Path) -> list[os.DirEntry[str]]:
         return _entries(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def oldest_first(entries: Iterable[os.DirEntry[str]]) -> list[Path]:
+    """Entries by age; those that another kernel has removed meanwhile are left out."""
+    changed_at = {}
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError):
+            changed_at[Path(entry)] = entry.stat(follow_symlinks=False).st_mtime
+    return sorted(changed_at, key=changed_at.__getitem__)
 
 
 def named(*names: str) -> re.Pattern[str]:

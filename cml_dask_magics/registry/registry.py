@@ -22,12 +22,14 @@ from pathlib import Path
 
 from cml_dask_magics.model.record import NAME, Record, record_from_json, record_to_json
 from cml_dask_magics.model.settings import PRIVATE_FOLDER
+from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.registry.files import (
     MOST_BYTES,
     create_private,
     listed,
     make_folder,
     named,
+    oldest_first,
     open_private,
     remove,
     write_private,
@@ -50,7 +52,6 @@ LEASE_FILE = "lease.json"
 _OPEN_RUNS = "open"
 _RECORD_FILE, _MENDED_FILE, _LOCK_FILE = "record.json", ".mended", "lock"
 _KEPT_RUNS = 10
-_PRUNE_S = 1.0  # so long an ending may be held up by the logs of ended clusters
 _LOCK_TRIES = 100
 # What is seen without the lock may be a claim that began since, half written. It holds the lock: the next look waits
 # for it. Who may not write there never gets the lock, and acts on the last look.
@@ -98,6 +99,7 @@ class Registry:
     ----------
     state_directory : Path
         The state folder; made when something is written.
+    times : Times, optional
 
     Attributes
     ----------
@@ -106,8 +108,9 @@ class Registry:
         A cluster on record there is used and stopped there, because its sessions have these paths.
     """
 
-    def __init__(self, state_directory: Path) -> None:
+    def __init__(self, state_directory: Path, times: Times = USUAL) -> None:
         self.state_directory = state_directory
+        self._times = times
         self.directory = state_directory / PRIVATE_FOLDER
         self._lock = threading.RLock()
         self._locked: set[str] = set()
@@ -139,9 +142,8 @@ class Registry:
         runs = self._runs(name)
         if (record := self.read(name)) is not None:  # perhaps an older release's
             runs.append(self.run_folder(record))
-        logs = [entry for run in runs for entry in listed(run) if entry.name == LOGS and _is_folder(entry)]
-        newest = max(logs, key=lambda entry: entry.stat().st_mtime, default=None)
-        return Path(newest) if newest is not None else None
+        logs = oldest_first(entry for run in runs for entry in listed(run) if entry.name == LOGS and _is_folder(entry))
+        return logs[-1] if logs else None
 
     def read(self, name: str, known: Record | None = None) -> Record | None:
         """The record of a cluster, or None.
@@ -301,7 +303,7 @@ class Registry:
 
     def _prune(self) -> None:
         """Remove the oldest run folders of ended clusters, as many as there is time for; the next end goes on."""
-        deadline = time.monotonic() + _PRUNE_S
+        deadline = time.monotonic() + self._times.prune_s
         runs, kept = self._runs(), 0
         for name in set(self._marked_open()) - {run.name for run in runs}:  # removed by hand
             self._mark_closed(name)
@@ -374,14 +376,13 @@ class Registry:
 
     def _runs(self, name: str = "") -> list[Path]:
         """Run folders of a cluster, or of all, oldest first."""
-        found = [
+        return oldest_first(
             entry
             for runs in listed(self.directory)
             if runs.name == "runs" and _is_folder(runs)
             for entry in listed(Path(runs))
             if _is_folder(entry) and (cluster := cluster_of(entry.name)) and name in ("", cluster)
-        ]
-        return [Path(entry) for entry in sorted(found, key=lambda entry: entry.stat(follow_symlinks=False).st_mtime)]
+        )
 
     def _left_of(self, name: str, found: str) -> list[Path]:
         """Run folders of a cluster that has no valid record; those that are closed tell of no deleted one."""

@@ -6,7 +6,10 @@ import asyncio
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FuturesTimeoutError
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
@@ -17,6 +20,7 @@ from cml_dask_magics import CMLCluster
 from cml_dask_magics.fleet import shell_lines
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.model.status import ClusterStatus
+from cml_dask_magics.platforms.local import LocalSessions
 
 pytestmark = pytest.mark.dask
 
@@ -158,7 +162,43 @@ def test_limits_that_make_no_sense_are_refused(state: Path, limits: dict[str, fl
         assert cluster.adapting
 
 
+@pytest.mark.parametrize("wrong", [{"Adaptive": 1}, {"interval": "soon"}])
+def test_a_slip_in_adapt_leaves_the_cluster_scaling_as_before(state: Path, wrong: dict[str, Any]) -> None:
+    with CMLCluster(1) as cluster, cluster.get_client() as client:
+        cluster.adapt(minimum=1, maximum=2)
+        with pytest.raises((TypeError, KeyError)):
+            cluster.adapt(**wrong)
+        assert cluster.status().adapt == (1, 2)
+        work = client.map(lambda _: time.sleep(0.5), range(60), pure=False)
+        cluster.wait_for_workers(2, timeout=60)
+        client.cancel(work)
+
+
 @pytest.mark.parametrize("kind", [CMLCluster, LocalCluster])
 def test_the_state_of_a_cluster_has_dasks_words(state: Path, kind: type) -> None:
     with kind(n_workers=0) as cluster:
         assert (cluster.status.name, cluster.status.value) == ("running", "running")
+
+
+def test_who_closes_what_is_being_closed_waits_for_its_end(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Stop of the panel is under way, and the user ends the cluster as well."""
+    cluster = CMLCluster(1)
+    asked, goes_on, real = threading.Event(), threading.Event(), LocalSessions.stop_workers
+
+    def stop_slowly(platform: LocalSessions, *ids: Any) -> Any:
+        asked.set()
+        goes_on.wait(60)
+        return real(platform, *ids)
+
+    monkeypatch.setattr(LocalSessions, "stop_workers", stop_slowly)
+    with ThreadPoolExecutor() as pool:
+        stopping = pool.submit(cluster.shutdown)
+        assert asked.wait(60)
+        with pytest.raises(RuntimeError, match="is being stopped"):
+            cluster.scale(2)
+        closing = pool.submit(cluster.close)
+        with pytest.raises(FuturesTimeoutError):
+            closing.result(0.5)
+        goes_on.set()
+        assert closing.result(60) is None and stopping.result(60).sessions == 2
+    assert running(state) == [] and cluster.shutdown().sessions == 2

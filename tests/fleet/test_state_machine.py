@@ -212,6 +212,10 @@ class Life(RuleBasedStateMachine):
     def the_weather_changes(self, stuck: bool, broken: bool) -> None:
         self.world.stuck, self.world.broken_environment = stuck, broken
 
+    @rule(full=st.booleans())
+    def the_workers_fill_up(self, full: bool) -> None:
+        self.world.full = full
+
     @rule(refusals=st.lists(st.sampled_from([None, "quota", ("bad profile", True)]), max_size=4))
     def launches_are_refused(self, refusals: list[Any]) -> None:
         self.world.workspace.refuse = list(refusals)
@@ -248,7 +252,7 @@ class Life(RuleBasedStateMachine):
         self.world.workspace.refuse, self.world.workspace.list_errors = [], []
         self.world.workspace.break_launch = self.world.workspace.launch_answer = None
         self.world.workspace.stop_modes, self.world.workspace.hidden = {}, {}
-        self.world.stuck = self.world.broken_environment = False
+        self.world.stuck = self.world.broken_environment = self.world.full = False
 
     # What happens to the state folder
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -529,6 +532,7 @@ CLAIM_AND_FORGET = """
 import errno, os, sys, time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from cml_dask_magics.model.record import Owner, Record
 from cml_dask_magics.registry.registry import NameTakenError, Registry
 
@@ -620,6 +624,23 @@ def test_who_waited_for_a_lock_that_was_removed_waits_for_the_one_that_counts(
     with registry.exclusive("default"):
         assert os.path.samestat(os.fstat(opened[-1]), lock.stat())
     assert len(opened) == 2
+
+
+def test_a_run_folder_that_another_kernel_removes_meanwhile_is_no_error(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = end_starts(registry, 2)
+    real = os.scandir
+
+    def remove_after_listing(path: Any) -> Any:
+        entries = list(real(path))
+        if path == old.parent and old.exists():
+            shutil.rmtree(old)
+        return contextlib.nullcontext(iter(entries))
+
+    monkeypatch.setattr(os, "scandir", remove_after_listing)
+    assert registry.latest_log_folder("default") == new / "logs"
+    assert registry.read("default") is None and not old.exists()
 
 
 @pytest.mark.parametrize("use", ["read", "update"])

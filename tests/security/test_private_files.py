@@ -22,6 +22,7 @@ from cml_dask_magics.fleet.opening import claim
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.magics.notice import notice
 from cml_dask_magics.model.settings import make_settings
+from cml_dask_magics.model.times import Times
 from cml_dask_magics.platforms.local import LocalSessions
 from cml_dask_magics.registry import files
 from cml_dask_magics.registry.certificates import read_security
@@ -341,21 +342,16 @@ def test_stale_run_folders_cost_loading_nothing(world: World, syscalls: mock.Moc
     world.open().end()
 
 
-def test_stale_run_folders_are_removed_a_few_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cml_dask_magics.registry import registry as module
+def test_stale_run_folders_are_removed_a_few_at_a_time(world: World) -> None:
+    def left_by_an_end(prune_s: float) -> int:
+        world.registry = Registry(world.registry.state_directory, Times(prune_s=prune_s))
+        world.start()
+        world.open().end()
+        return len(list((world.registry.directory / "runs").iterdir()))
 
     pile_up(world.registry, 200)
-    monkeypatch.setattr(module, "_PRUNE_S", 0.0)  # there is no time at all
-    world.start()
-    world.open().end()
-    left = len(list((world.registry.directory / "runs").iterdir()))
-    assert left == 201
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "_PRUNE_S", 60.0)
-    registry = world.registry
-    registry._prune()
-    kept = sorted(path.name for path in (registry.directory / "runs").iterdir())
-    assert len(kept) == 10, "the newest"
+    assert left_by_an_end(0.0) == 201, "there was no time at all"
+    assert left_by_an_end(60.0) == 10, "the newest"
 
 
 def test_loading_writes_nothing(world: World, shell: InteractiveShell) -> None:

@@ -1,8 +1,8 @@
 """A whole world in memory for the state machine: a platform whose sessions behave, kernels that die, and its own time.
 
-Everything of the package below Dask is real: registry, records, fleets, leases, supervisors. What Dask would tell
-(which worker is connected) the world tells. A kernel that is killed does nothing more, not even what its ``finally``
-says.
+Everything of the package below Dask is real, and what changes the size: registry, records, fleets, leases, supervisors,
+scalers. What Dask would tell (which worker is connected, and which to end first) the world tells. A kernel that is
+killed does nothing more, not even what its ``finally`` says.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import contextlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
+from cml_dask_magics.cluster.scaling import Scaler
+from cml_dask_magics.cluster.scheduler import SchedulerView
 from cml_dask_magics.fleet import fleet, launches, opening, orphans, proof, supervisor
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
 from cml_dask_magics.fleet.supervisor import Seen, Supervisor, Todo
@@ -24,6 +26,7 @@ from cml_dask_magics.model import lifecycle
 from cml_dask_magics.model import record as record_module
 from cml_dask_magics.model.record import Owner
 from cml_dask_magics.model.settings import Settings, make_settings
+from cml_dask_magics.model.status import WorkerFigures
 from cml_dask_magics.platforms import pool
 from cml_dask_magics.platforms.api import Platform, PlatformError
 from cml_dask_magics.registry import lease, liveness, registry, run_folder
@@ -32,7 +35,11 @@ from support.memory_platform import MemoryAPI, MemorySession, Workspace
 
 _OF_THE_FLEET = (opening, fleet, launches, orphans, proof, supervisor)
 _MODULES = (*_OF_THE_FLEET, lease, lifecycle, liveness, record_module, registry, run_folder, pool)
-EXPECTED = (RegistryError, NameTakenError, StillUpError, PlatformError, KeyError, RuntimeError)
+EXPECTED = (RegistryError, NameTakenError, StillUpError, PlatformError, KeyError, RuntimeError, OSError)
+
+
+async def _in_this_thread(work: Callable[..., Any], *args: Any) -> Any:
+    return work(*args)
 
 
 class Killed(BaseException):
@@ -63,6 +70,7 @@ class Held:
 
     fleet: Fleet
     supervisor: Supervisor
+    scaler: Scaler
     watch: Any
     heard_at: float
     ends_it: bool  # when it lets go of it
@@ -98,6 +106,7 @@ class World:
         self.current = self.kernels[0]
         self.stuck = False  # the platform starts nothing
         self.broken_environment = False  # what starts ends at once
+        self.full = False  # no worker has room for another one's data
         self.connected: set[str] = set()
         self.load = 0  # how many workers Dask's adaptive scaling would have
 
@@ -219,6 +228,7 @@ class World:
                 if hasattr(module, "kernel_may_live"):
                     stack.enter_context(mock.patch.object(module, "kernel_may_live", self._may_live))
             stack.enter_context(mock.patch.object(opening, "find_platform", find_platform))
+            stack.enter_context(mock.patch("asyncio.to_thread", _in_this_thread))
             stack.enter_context(mock.patch.object(opening, "check_dashboard_port", lambda _: None))
             stack.enter_context(mock.patch("os.fsync", lambda _: None))
             yield
@@ -244,9 +254,15 @@ class World:
 
     def hold(self, kernel: Kernel, cluster: Fleet, ends_it: bool) -> Held:
         watch = pool._Watch(cluster.visible, cluster.observe, cluster.proof.of)
-        held = Held(cluster, Supervisor(cluster), watch, self.clock.now, ends_it)
+        supervisor = Supervisor(cluster)
+        told = cast(SchedulerView, _Told(self, cluster))
+        scaler = Scaler(cluster, told, lambda: self._figures(held.workers), supervisor)
+        held = Held(cluster, supervisor, scaler, watch, self.clock.now, ends_it)
         kernel.held[cluster.record.name] = held
         return held
+
+    def _figures(self, workers: set[str]) -> dict[str, WorkerFigures]:
+        return {each: WorkerFigures(each, each, 1, 0, 0, 0.0, 0, 0, 0, is_paused=False) for each in workers}
 
     def held(self) -> list[tuple[Kernel, str]]:
         """Which living kernel holds which cluster."""
@@ -306,38 +322,30 @@ class World:
         held.supervisor.begin(held.workers)
 
     def scale(self, held: Held, n: int) -> None:
-        cluster = held.fleet
-        cluster.journal.update(lambda record: replace(record, adapt=None))
-        if n >= len(cluster.plan):
-            answer = cluster.launches.grow(n)
-            if answer.refusals:
-                cluster.tidy_refusal(answer, [*answer.strays, *(info.id for info in answer.sessions)])
-                return
-            cluster.journal.update(lambda record: replace(record, requested=n, failed_replacements=0))
-        else:
-            self._shrink(held, n)
+        """What ``cluster.scale(n)`` does."""
+        held.fleet.journal.update(lambda record: replace(record, adapt=None))
+        self.at_once(held.scaler.to(n))
 
-    def _shrink(self, held: Held, n: int) -> None:
-        cluster = held.fleet
-        victims = sorted(cluster.plan, key=lambda session: (session in held.workers, session))[: len(cluster.plan) - n]
-        cluster.withdraw(victims, lambda record: replace(record, requested=n, failed_replacements=0))
-        cluster.stop(victims)
+    def at_once(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what waits for nobody in this world."""
+        try:
+            work.send(None)
+        except StopIteration:
+            return
+        raise AssertionError("it waits")
 
     def adapt(self, held: Held, n: int) -> None:
         held.fleet.journal.update(lambda record: replace(record, adapt=(0, n), failed_replacements=0))
 
     def _follow_load(self, held: Held) -> None:
-        """What Dask's adaptive scaling does in the kernel that steers."""
+        """What Dask's adaptive scaling asks for in the kernel that steers."""
         cluster = held.fleet
         assert cluster.record.adapt is not None
         n = min(self.load, cluster.record.adapt[1])
         if n < len(cluster.plan):
-            victims = sorted(cluster.plan)[n:]
-            cluster.withdraw(victims, lambda record: replace(record, requested=n))
-            cluster.stop(victims)
-        elif n > len(cluster.plan) and held.supervisor.may_launch():
-            held.supervisor.launch(n)
-            cluster.journal.update(lambda record: replace(record, requested=len(cluster.plan)))
+            self.at_once(held.scaler.let_go(sorted(cluster.plan)[n:]))
+        elif n > len(cluster.plan):
+            self.at_once(held.scaler.follow_load(n))
 
     def steer(self, kernel: Kernel, name: str) -> None:
         """What a kernel does about a cluster every two seconds: it looks, has its supervisor act, and does the rest."""
@@ -375,8 +383,8 @@ class World:
                 self.let_go(kernel, name)
             return
         record = held.fleet.record
-        if todo.shrink and len(held.fleet.plan) > record.requested:
-            self._shrink(held, record.requested)
+        if todo.shrink:
+            self.at_once(held.scaler.trim())
         elif held.steers and record.adapt is not None and not self.lost(held):
             self._follow_load(held)
 
@@ -393,6 +401,30 @@ class World:
                 cluster.end()
         finally:
             self.let_go(kernel, name)
+
+
+class _Told:
+    """What a `Scaler` asks of a scheduler: it chooses workers, and moves their data, if it lives and has room."""
+
+    def __init__(self, world: World, fleet: Fleet) -> None:
+        self._world = world
+        self._fleet = fleet
+
+    async def spare(self, n: int, session_of: Callable[[Any], str]) -> list[str]:
+        self._check_alive()
+        return sorted(self._fleet.plan, reverse=True)[:n]
+
+    async def retire(self, names: Collection[str]) -> set[str]:
+        self._check_alive()
+        return set(names) if self._world.full else set()
+
+    async def look(self) -> None:
+        pass
+
+    def _check_alive(self) -> None:
+        scheduler = self._fleet.record.scheduler
+        if scheduler is None or self._world.workspace.sessions[scheduler.id].status != "running":
+            raise OSError("the scheduler does not answer")
 
 
 class _MortalAPI(MemoryAPI):
