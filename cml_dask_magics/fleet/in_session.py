@@ -347,6 +347,7 @@ if __name__ in ("__main__", "__mp_main__"):
             start_with(environment_of_workers(INHERITED["dask_config"]))
         keep_output_and_scratch(INHERITED)
     guards = take_over(INHERITED)
+    guards["guard_protocols"]()
     guards["guard_listeners"]()
     session_bytes = tell_room(INHERITED["memory_bytes"])
 

@@ -16,7 +16,6 @@ from cml_dask_magics.model.lifecycle import is_planned
 from cml_dask_magics.model.record import Launch, Record, Role, SessionRecord
 from cml_dask_magics.model.settings import Settings
 from cml_dask_magics.model.times import Times
-from cml_dask_magics.model.words import hidden
 from cml_dask_magics.platforms.pool import Launched, SessionPool
 from cml_dask_magics.registry.journal import Journal
 from cml_dask_magics.registry.kernels import kernel_may_live
@@ -62,6 +61,7 @@ class Launches:
         self._refusals: list[tuple[Role, str]] = []
         self._changed = threading.Condition()
         self._in_flight = 0
+        pool.hide(settings.env.values())
 
     @property
     def refusals(self) -> tuple[tuple[Role, str], ...]:
@@ -153,9 +153,6 @@ class Launches:
             # coming, and nobody launches others.
             self._journal.note(lambda record: _without(record, intent, doubtful=called))
             raise
-        secrets_of_env = self.settings.env.values()
-        refusals = tuple(hidden(words, secrets_of_env) for words in launched.refusals)
-        launched = replace(launched, refusals=refusals)
         self.suspects |= set(launched.suspects)
         self._refusals += [(intent.role, words) for words in launched.refusals]
         self._write_down(intent, request, launched, automatic, requested)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 from support.memory_platform import MemoryAPI, Workspace
 from support.on_record import MINE, OTHER, TIMES, World
@@ -29,6 +30,14 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[MemoryAPI | None], Non
         monkeypatch.setattr(CMLCluster, "times", TIMES)
 
     return enter
+
+
+@pytest.fixture
+def by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test module sends to the sessions is defined in it, where they cannot import it."""
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
 
 
 @pytest.fixture
