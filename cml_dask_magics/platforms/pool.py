@@ -89,16 +89,10 @@ class SessionPool:
     ----------
     platform : Platform
     times : Times, optional
-
-    Attributes
-    ----------
-    launched : set of str
-        Ids that launch calls of this kernel returned.
     """
 
     def __init__(self, platform: Platform, times: Times = USUAL) -> None:
         self.platform = platform
-        self.launched: set[str] = set()
         self._times = times
         self._secrets: set[str] = set()
         self._watches: dict[int, _Watch] = {}
@@ -148,8 +142,6 @@ class SessionPool:
             elif not isinstance(answer, Mapping) or not answer.get("message"):
                 doubtful = True  # neither a session nor a refusal
         self._wake.set()
-        self.launched.update(info.id for info in sessions)
-        self.launched.update(strays)
         if not doubtful:
             return Launched(tuple(sessions), tuple(refusals), tuple(strays))
         refusals += ["the platform did not answer for it"] * (n - len(answers))

@@ -48,6 +48,7 @@ def world(state: Path, pretend: Callable[[Any], None]) -> Iterator[World]:
     others = {
         workspace.add(MINE),
         workspace.add(OTHER),
+        workspace.add(MINE, "scheduling"),
         workspace.add(MINE, "scheduling", created_at="2020-01-01T00:00:00Z"),
     }
     pretend(workspace.caller(MINE))
