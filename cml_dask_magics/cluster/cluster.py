@@ -32,7 +32,7 @@ from cml_dask_magics.cluster.repeated import Repeated
 from cml_dask_magics.cluster.scaling import Scaler, SessionAdaptive
 from cml_dask_magics.cluster.scheduler import SchedulerView, figures_of
 from cml_dask_magics.cluster.shielded import run_shielded, start_shielded
-from cml_dask_magics.cluster.snapshot import complete_ones, dashboard_link, read_only_link, snapshot, utc
+from cml_dask_magics.cluster.snapshot import complete_ones, dashboard_link, read_only_link, snapshot, utc, why_not_shown
 from cml_dask_magics.cluster.start import Readiness, Start, nobody_ready_message, partly_ready_message
 from cml_dask_magics.fleet.failure import StartFailedError, describe_failure
 from cml_dask_magics.fleet.fleet import Fleet, StillUpError
@@ -347,7 +347,13 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         """The dashboard's address for the user's browser; empty while it is not known, and after the end."""
         if self.scheduler_comm is None or self.closed:
             return ""
-        return dashboard_link(self._fleet, str(super().dashboard_link))
+        return dashboard_link(self._fleet, self._dashboard_port, str(super().dashboard_link))
+
+    @property
+    def _dashboard_port(self) -> int | None:
+        """The port that the scheduler serves its dashboard on: another one if that was in use."""
+        port: int | None = self.scheduler_info.get("services", {}).get("dashboard")
+        return port
 
     def __eq__(self, other: object) -> bool:
         """Whether both are the same start of a cluster.
@@ -613,6 +619,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
         await super()._start()
         self._scheduler.start()
         await asyncio.to_thread(self._fleet.journal.update, lambda record: replace(record, scheduler_address=address))
+        if self._new and (words := why_not_shown(self._fleet, self._dashboard_port)):
+            self._fleet.notes += (words,)
+            await asyncio.to_thread(self._fleet.journal.log, words)
 
     async def _disconnect(self) -> None:
         await self._scheduler.disconnect()
@@ -726,7 +735,7 @@ class CMLCluster(Cluster):  # type: ignore[misc]
                 await self._start_up.wait_for(wanted, began + timeout_s, ids=new)
                 await self._ask_dask()
             except TimeoutError:
-                reason = nobody_ready_message(self._fleet, timeout_s)
+                reason = nobody_ready_message(self._fleet, timeout_s, scaled=True)
                 message = describe_failure(self._fleet, self.observed, reason, new, timed_out=True)
                 raise StartFailedError(message) from None
             finally:

@@ -107,8 +107,15 @@ class Scaler:
         new = fleet.plan - before
         # Sessions that died have left the plan, but `requested` still counts them.
         if new or n > requested:
+
+            def undone(record: Record) -> Record:
+                if record.requested == requested:  # it was not changed
+                    return record
+                back = f"back to {counted(requested, fleet.settings.processes)}"
+                return replace(record, requested=requested).with_event(f"{back}: scaling to {n} did not succeed")
+
             # First the record, so that they are not replaced.
-            fleet.withdraw(new, lambda record: replace(record, requested=requested))
+            fleet.withdraw(new, undone)
             fleet.stop(new)
 
     async def _grow(self, n: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -166,22 +167,39 @@ def _current(trouble: TroubleRecord | None, connected: Mapping[str, Sequence[Wor
     return cut(trouble.message, _MESSAGE_LENGTH)
 
 
-def dashboard_link(fleet: Fleet, dasks_own: str) -> str:
+def dashboard_link(fleet: Fleet, port: int | None, dasks_own: str) -> str:
     """The dashboard's address for the user's browser; empty while it is not known.
 
     Parameters
     ----------
     fleet : Fleet
+    port : int or None
+        Where the scheduler serves it.
     dasks_own : str
         Dask's address, by ``distributed.dashboard.link`` in its configuration.
     """
     scheduler, platform = fleet.record.scheduler, fleet.pool.platform
-    if scheduler is None or not scheduler.app_url or not fleet.settings.dashboard:
+    if scheduler is None or not scheduler.app_url or not fleet.settings.dashboard or why_not_shown(fleet, port):
         return ""
     if platform.browser_is_here:
         return dasks_own
     return fleet.settings.dashboard_link.format(
         app_url=scheduler.app_url.rstrip("/"), session=scheduler.id, domain=platform.domain
+    )
+
+
+def why_not_shown(fleet: Fleet, port: int | None) -> str:
+    """Why the platform shows nothing of the dashboard that a scheduler beside a kernel serves; empty if it shows it."""
+    settings, platform = fleet.settings, fleet.pool.platform
+    shown = os.environ.get("CDSW_READONLY_PORT", "")
+    if not settings.scheduler_here or not settings.dashboard or not platform.session or str(port) == shown:
+        return ""
+    why = f"it is served on port {port}"
+    if str(settings.dashboard_port or shown) == shown:
+        why = "that is in use, perhaps by another cluster of yours"
+    return (
+        "the cluster has no dashboard link: of a scheduler beside the kernel, the platform shows port "
+        f"{shown or 'none'} alone (CDSW_READONLY_PORT), and {why}"
     )
 
 

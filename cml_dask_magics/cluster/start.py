@@ -203,10 +203,18 @@ def _look_at(launch: asyncio.Future[Any]) -> None:
         launch.exception()
 
 
-def nobody_ready_message(fleet: Fleet, timeout_s: float) -> str:
-    """The message if no worker is connected at the timeout, or no session has all of its several workers."""
+def nobody_ready_message(fleet: Fleet, timeout_s: float, scaled: bool = False) -> str:
+    """The message if no worker is connected at the timeout, or no session has all of its several workers.
+
+    Parameters
+    ----------
+    fleet : Fleet
+    timeout_s : float
+    scaled : bool
+        Whether a running cluster was to grow, so that only new ones count.
+    """
     who = "worker connected" if fleet.settings.processes == 1 else "session had all its workers connected"
-    return f"no {who} within {timeout_s:g} s; --timeout (in Python: timeout=) gives more time"
+    return f"no {'new ' if scaled else ''}{who} within {timeout_s:g} s; --timeout (in Python: timeout=) gives more time"
 
 
 def partly_ready_message(fleet: Fleet, readiness: Readiness, timeout_s: float) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from cml_dask_magics.fleet.fleet import Fleet
-from cml_dask_magics.fleet.pending import why_pending
+from cml_dask_magics.fleet.pending import other_clusters, why_pending
 from cml_dask_magics.model.record import Role
 from cml_dask_magics.model.words import cut
 
@@ -45,6 +45,7 @@ def describe_failure(
     """
     sessions = list(_session_lines(fleet, connected, added))
     failed = "did not start" if added is None else "could not be scaled"
+    why = why_pending(fleet, after_s=0) if timed_out else ""
     more = [f"  and {len(sessions) - _SHOWN_SESSIONS} more sessions"] if len(sessions) > _SHOWN_SESSIONS else []
     return "\n".join(
         [
@@ -52,7 +53,7 @@ def describe_failure(
             "Every session that this call launched has been stopped.",
             *sessions[:_SHOWN_SESSIONS],
             *more,
-            *([f"  {why}"] if timed_out and (why := why_pending(fleet, after_s=0)) else []),
+            *([f"  {why}{other_clusters(fleet)}"] if why else []),
             f"  All that they printed: {fleet.folder / 'logs'}",
         ]
     )

@@ -92,7 +92,7 @@ class Fleet:
         self.journal = Journal(registry, record, this_kernel(pool.platform.session))
         self.launches = Launches(self.journal, pool, settings, times)
         self.orphans = Orphans(self.journal, pool, self.launches, times)
-        self.proof = Proof(self.journal, pool, times)
+        self.proof = Proof(self.journal, pool, self.launches.launched, times)
         self.notes: tuple[str, ...] = ()
         self.disowned: set[str] = set()
         # Read once: a start that is under way does not change it.

@@ -111,12 +111,20 @@ def tell_room(asked_bytes: float) -> int:
 
 
 def dask_setup(nanny: Any) -> None:
-    """Give a worker its share of the session's GPUs. Dask calls this for each nanny, before it starts the worker."""
+    """Give a worker its share of the session's GPUs, to see and as Dask's resource `GPU`.
+
+    Where there are fewer GPUs than workers, all see them, but no more workers have the resource than there are GPUs.
+    Dask calls this for each nanny, before it starts the worker.
+    """
+    gpus, processes = INHERITED["gpu"], INHERITED["processes"]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(index) for index in range(INHERITED["gpu"])]
+    devices = visible.split(",") if visible else [str(index) for index in range(gpus)]
     number = int(nanny.name.rpartition("-")[2])
-    # Not `pre_spawn_env`, which nannies of one process would overwrite for each other.
-    nanny.env["CUDA_VISIBLE_DEVICES"] = ",".join(devices[number :: INHERITED["processes"]])
+    if own := devices[:gpus][number::processes]:
+        nanny.resources = {"GPU": float(len(own))}
+    if gpus >= processes:
+        # Not `pre_spawn_env`, which nannies of one process would overwrite for each other.
+        nanny.env["CUDA_VISIBLE_DEVICES"] = ",".join(own)
 
 
 def environment_of_workers(config: dict[str, Any]) -> dict[str, str]:
@@ -347,6 +355,7 @@ if __name__ in ("__main__", "__mp_main__"):
             start_with(environment_of_workers(INHERITED["dask_config"]))
         keep_output_and_scratch(INHERITED)
     guards = take_over(INHERITED)
+    guards["guard_protocols"]()
     guards["guard_listeners"]()
     session_bytes = tell_room(INHERITED["memory_bytes"])
 

@@ -16,10 +16,10 @@ from cml_dask_magics.model.lifecycle import is_planned
 from cml_dask_magics.model.record import Launch, Record, Role, SessionRecord
 from cml_dask_magics.model.settings import Settings
 from cml_dask_magics.model.times import Times
-from cml_dask_magics.model.words import hidden
 from cml_dask_magics.platforms.pool import Launched, SessionPool
 from cml_dask_magics.registry.journal import Journal
 from cml_dask_magics.registry.kernels import kernel_may_live
+from cml_dask_magics.registry.run_folder import note_launched
 
 
 class EndingError(RuntimeError):
@@ -45,12 +45,15 @@ class Launches:
 
     Attributes
     ----------
+    launched : set of str
+        Ids that the calls returned, on record or not.
     suspects : set of str
         Ids that appeared in the listing during calls that failed or returned too few: perhaps ours.
     """
 
     def __init__(self, journal: Journal, pool: SessionPool, settings: Settings, times: Times) -> None:
         self.settings = settings
+        self.launched: set[str] = set()
         self.suspects: set[str] = set()
         self._journal = journal
         self._pool = pool
@@ -58,6 +61,7 @@ class Launches:
         self._refusals: list[tuple[Role, str]] = []
         self._changed = threading.Condition()
         self._in_flight = 0
+        pool.hide(settings.env.values())
 
     @property
     def refusals(self) -> tuple[tuple[Role, str], ...]:
@@ -149,9 +153,6 @@ class Launches:
             # coming, and nobody launches others.
             self._journal.note(lambda record: _without(record, intent, doubtful=called))
             raise
-        secrets_of_env = self.settings.env.values()
-        refusals = tuple(hidden(words, secrets_of_env) for words in launched.refusals)
-        launched = replace(launched, refusals=refusals)
         self.suspects |= set(launched.suspects)
         self._refusals += [(intent.role, words) for words in launched.refusals]
         self._write_down(intent, request, launched, automatic, requested)
@@ -168,6 +169,7 @@ class Launches:
     ) -> None:
         """Replace the intent on record by the sessions that the call launched."""
         ids = [info.id for info in launched.sessions] + list(launched.strays)
+        self.launched.update(ids)
         app_urls = {info.id: info.app_url for info in launched.sessions}
         new = tuple(
             SessionRecord(
@@ -204,6 +206,8 @@ class Launches:
             if ids:
                 self._pool.stop(ids, visible=ids, timeout_s=self._times.stop_s)
             raise
+        if ids:
+            note_launched(self._journal.folder, intent, ids)
         if record.state in ("stopping", "lost") and ids:  # since the call began; they are on record
             self._pool.stop(ids, visible=ids, timeout_s=self._times.stop_s)
             raise EndingError(record.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from dataclasses import replace
@@ -18,6 +17,7 @@ from cml_dask_magics.model.settings import (
     Settings,
     Spelling,
     as_keyword,
+    check_wait,
     make_settings,
     settings_from_json,
     settings_to_json,
@@ -26,7 +26,6 @@ from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.model.words import no_tls_words
 from cml_dask_magics.platforms.api import Platform
 from cml_dask_magics.platforms.find import check_dashboard_port, check_launch_options, find_platform
-from cml_dask_magics.platforms.here import shown_port_is_free
 from cml_dask_magics.platforms.pool import SessionPool
 from cml_dask_magics.registry.certificates import write_certificates
 from cml_dask_magics.registry.files import write_private
@@ -52,13 +51,15 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     Raises
     ------
     ValueError
-        If the dashboard would have no port, workers would have too little memory, the platform does not take the
-        setting ``launch-options``, or inside CML the configuration alone says to do without TLS.
+        If more workers are to be waited for than there will be, the dashboard would have no port, workers would have
+        too little memory, the platform does not take the setting ``launch-options``, or inside CML the configuration
+        alone says to do without TLS.
     NameTakenError
         If a cluster of that name is alive.
     RuntimeError
         If there is no platform, the state folder cannot be written, or sessions of a dead cluster do not stop.
     """
+    check_wait(settings, spelled)
     registry = Registry(settings.state_directory)
     platform = find_platform(registry.directory, settings.local)
     no_tls = _without_tls(settings, platform, spelled)
@@ -68,16 +69,10 @@ def claim(settings: Settings, spelled: Spelling = as_keyword, times: Times = USU
     asked, settings = settings, what_fits(settings, platform)
     notes = no_tls + _notes_on(asked, settings, spelled)
     settings, more = fitted_together(settings, platform, spelled)
-    notes += more + check_worker_memory(settings, platform, spelled)
+    notes += more + check_worker_memory(settings, platform, spelled) + _shared_gpus(settings, platform, spelled)
     dead = open_fleet(registry, settings.name, times)
     if dead is not None and dead.liveness() == "silent":
         dead.end()
-    is_shown = settings.dashboard and settings.dashboard_port is None
-    if settings.scheduler_here and platform.session and is_shown and not shown_port_is_free():
-        notes.append(
-            f"the cluster has no dashboard: port {os.environ.get('CDSW_READONLY_PORT')} of this session, which the "
-            "platform shows (CDSW_READONLY_PORT), is taken by another program"
-        )
     record = Record(
         name=settings.name,
         token=secrets.token_hex(4),
@@ -186,6 +181,17 @@ def _notes_on(asked: Settings, fitting: Settings, spelled: Spelling) -> list[str
             counts = f"{has:g} cores" if option.metavar == "CORES" else f"{has:.4g} GiB"
             notes.append(f"{spelled(option.name)} {wish:g} is more than this machine has; it counts as {counts}")
     return notes
+
+
+def _shared_gpus(settings: Settings, platform: Platform, spelled: Spelling) -> list[str]:
+    """A note where several sessions of this machine will use the same GPUs."""
+    n = max(settings.n_workers, settings.adapt[1] if settings.adapt else 0)
+    if platform.backend != "local" or not settings.gpu or n < 2:
+        return []
+    return [
+        f"sessions of this machine share its GPUs: all {n} use the same {settings.gpu} ({spelled('gpu')}); "
+        "with one session, each of its workers has its own"
+    ]
 
 
 def settings_of(record: Record, run_folder: Path) -> Settings | None:

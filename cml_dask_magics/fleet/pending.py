@@ -5,6 +5,7 @@ A session that finds no room, or is over the user's quota, is not refused: it st
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from cml_dask_magics.fleet.fleet import Fleet
@@ -50,7 +51,20 @@ def _what_would_fit(settings: Settings, cores: float, gib: float) -> str:
     cpu, memory = min(settings.cpu, left_cores), min(settings.memory_gib, left_gib)
     n = max(1, int(min(left_cores // cpu, left_gib // memory, settings.n_workers)))
     name = "" if settings.name == "default" else f" --name {settings.name}"
+    gpus = f" --gpu {settings.gpu}" if settings.gpu else ""
+    processes = f" --processes {settings.processes}" if settings.processes != max(1, settings.gpu) else ""
     return (
         f"; beside a notebook of {_NOTEBOOK_CORES:g} core and {_NOTEBOOK_GIB:g} GiB there would be room for "
-        f"%dask_up {n}{name} --scheduler-here --cpu {cpu:g} --memory {memory:g}"
+        f"%dask_up {n}{name} --scheduler-here --cpu {cpu:g} --memory {memory:g}{gpus}{processes}"
     )
+
+
+def other_clusters(fleet: Fleet) -> str:
+    """That the user's other clusters may take room, with their names, after `why_pending`; empty if there are none."""
+    registry, ours, others = fleet.journal.registry, fleet.record, []
+    with contextlib.suppress(RuntimeError, OSError):
+        for name in registry.names():
+            record = registry.read(name) if name != ours.name else None
+            if record is not None and record.sessions and record.backend == ours.backend:
+                others.append(name)
+    return f" Your other clusters may take room, too: {', '.join(others)}." if others else ""

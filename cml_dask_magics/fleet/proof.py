@@ -1,7 +1,8 @@
 """Whether a session on record is the cluster's: a record is a file, and what it says may be wrong.
 
-A session is taken for the cluster's if this kernel launched it, if its workers are connected to the cluster's
-scheduler, or if it wrote its log into the cluster's folder, as the first thing that it does.
+A session is taken for the cluster's if this kernel launched it for the cluster, if its workers are connected to the
+cluster's scheduler, or if the cluster's folder tells of it: it wrote its log there, as the first thing that it does, or
+the kernel that launched it wrote it down.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Set
 
-from cml_dask_magics.model.lifecycle import SessionInfo
 from cml_dask_magics.model.times import Times
 from cml_dask_magics.platforms.api import PlatformError
 from cml_dask_magics.platforms.pool import SessionPool
 from cml_dask_magics.registry.journal import Journal
-from cml_dask_magics.registry.run_folder import LOGS, scheduler_session, session_logs
+from cml_dask_magics.registry.run_folder import launched_sessions, started_sessions
 
 
 class Proof:
@@ -27,12 +27,15 @@ class Proof:
     journal : Journal
         The cluster's record.
     pool : SessionPool
+    launched : set of str
+        Sessions that this kernel has launched for the cluster so far.
     times : Times
     """
 
-    def __init__(self, journal: Journal, pool: SessionPool, times: Times) -> None:
+    def __init__(self, journal: Journal, pool: SessionPool, launched: Set[str], times: Times) -> None:
         self._journal = journal
         self._pool = pool
+        self._launched = launched
         self._times = times
         self._connected: set[str] = set()
 
@@ -45,14 +48,14 @@ class Proof:
         return bool(self._proven({session}))
 
     def may_be_stopped(self, sessions: Collection[str]) -> set[str]:
-        """Those of `sessions` that are the cluster's, or have ended, or were launched for it and have not started."""
+        """Those of `sessions` that are the cluster's, or have ended."""
         return self._look(sessions)[0]
 
     def wait_for(self, sessions: Collection[str], deadline: float) -> bool:
         """Wait until some of `sessions` may be stopped; False at the `deadline`, or after `Times.suspects_s`.
 
         A session that was just started, or a network file system, may take so long to show a log. One that starts later
-        ends by itself, if it finds that its cluster has ended.
+        ends by itself, if it finds that its cluster has ended, or else its log tells of it then.
 
         Raises
         ------
@@ -81,18 +84,12 @@ class Proof:
             listing = self._pool.listing()
         except PlatformError as error:
             return proven, error
-        harmless = {session for session in unproven if session in listing and self._is_harmless(listing[session])}
-        return proven | harmless, None
+        ended = {session for session in unproven if session in listing and listing[session].phase == "ended"}
+        return proven | ended, None
 
     def _proven(self, sessions: Set[str]) -> set[str]:
-        proven = set(sessions & (self._pool.launched | self._connected))
-        if unproven := sessions - proven:
-            folder = self._journal.folder
-            proven |= unproven & {*session_logs(folder / LOGS), scheduler_session(folder)}
+        proven = set(sessions & (self._launched | self._connected))
+        for sessions_of in (started_sessions, launched_sessions):  # the latter may have many files to read
+            if unproven := sessions - proven:
+                proven |= unproven & sessions_of(self._journal.folder)
         return proven
-
-    def _is_harmless(self, info: SessionInfo) -> bool:
-        """Whether a session has ended, or may well be one of the cluster's that has not started."""
-        since = self._journal.record.created_at - self._times.clocks_differ_s
-        is_older = info.created_at is not None and info.created_at < since
-        return info.phase == "ended" or (info.phase == "pending" and not is_older)

@@ -1,4 +1,4 @@
-"""What Dask does not do by itself: admit only who shows the cluster's certificate in time, and guard its dashboard.
+"""What Dask does not do by itself: speak TLS alone, admit only who shows the certificate in time, guard its dashboard.
 
 A copy of this file is in the cluster's run folder; scheduler, nannies and workers run it.
 """
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import dask.config
 from dask.utils import parse_timedelta
+from distributed.comm import registry
 from distributed.comm.registry import backends
 from distributed.comm.tcp import TLSBackend, TLSListener
 from distributed.http.routing import RoutingApplication
@@ -30,6 +31,7 @@ _MOST_WAITING = 2000
 _TOLD_EVERY_S = 30.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PROXY = "distributed.http.proxy"
+_SAFE_PROTOCOLS = ("tls", "inproc")
 
 
 def raise_descriptor_limit() -> None:
@@ -130,6 +132,57 @@ class GuardedTLS(TLSBackend):  # type: ignore[misc]
     def get_listener(self, loc: str, handle_comm: Any, deserialize: bool, **connection_args: Any) -> GuardedListener:
         """As Dask's."""
         return GuardedListener(loc, handle_comm, deserialize, **connection_args)
+
+
+class CheckedBackend:
+    """A protocol of Dask's other than ``tls://``, refused where encryption is required.
+
+    Dask itself only refuses TCP then, but also connects to the ``ws://`` that a scheduler file may name.
+
+    Parameters
+    ----------
+    scheme : str
+    backend : distributed.comm.registry.Backend
+        Dask's.
+    """
+
+    def __init__(self, scheme: str, backend: Any) -> None:
+        self._scheme = scheme
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        """As Dask's."""
+        return getattr(self._backend, name)
+
+    def get_connector(self) -> CheckedBackend:
+        """As Dask's."""
+        return self
+
+    async def connect(self, address: str, deserialize: bool = True, **connection_args: Any) -> Any:
+        """As Dask's connectors do."""
+        self._check(address, connection_args)
+        return await self._backend.get_connector().connect(address, deserialize, **connection_args)
+
+    def get_listener(self, loc: str, handle_comm: Any, deserialize: bool, **connection_args: Any) -> Any:
+        """As Dask's."""
+        self._check(loc, connection_args)
+        return self._backend.get_listener(loc, handle_comm, deserialize, **connection_args)
+
+    def _check(self, address: str, connection_args: dict[str, Any]) -> None:
+        usual = dask.config.get("distributed.comm.require-encryption")
+        if connection_args.get("require_encryption", usual):  # a task may have its own client do without
+            raise RuntimeError(f"refused: {self._scheme}://{address} is no tls://host:port, and this cluster has TLS")
+
+
+def guard_protocols() -> None:
+    """Have this process connect to and listen on ``tls://`` alone (and within itself), where encryption is required."""
+    dasks_own = registry.get_backend
+
+    def get_backend(scheme: str) -> Any:
+        backend = dasks_own(scheme)
+        return backend if scheme in _SAFE_PROTOCOLS else CheckedBackend(scheme, backend)
+
+    registry.get_backend = get_backend
 
 
 def guard_listeners() -> None:

@@ -68,10 +68,10 @@ def worker_line(settings: Settings) -> str:
     )
     if processes > 1 and not cuda:
         line += f" --nworkers {processes}"
-        if gpus >= processes:
+        if gpus:
             line += " --preload-nanny __main__"  # in_session.dask_setup gives each worker its GPUs
-    if gpus and not cuda:
-        line += f" --resources GPU={max(1, gpus // processes)}"
+    elif gpus:
+        line += f" --resources GPU={gpus // processes}"  # of each worker
     return line + (_TLS if settings.tls else _TCP)
 
 

@@ -270,6 +270,19 @@ def too_many(n: int, settings: Settings) -> str:
     )
 
 
+def check_wait(settings: Settings, spelled: Spelling) -> None:
+    """Check that no more workers are to be waited for than there will be.
+
+    Raises
+    ------
+    ValueError
+        If there are.
+    """
+    n, wait = settings.n_workers, settings.wait
+    if wait is not None and wait > n:
+        raise ValueError(f"{spelled('wait')} must be at most the number of workers, {n}; not {wait}")
+
+
 def _check_together(settings: Settings, spelled: Spelling) -> None:
     n, most, workers = settings.n_workers, settings.max_workers, spelled("n-workers")
     if n > most:
@@ -282,9 +295,8 @@ def _check_together(settings: Settings, spelled: Spelling) -> None:
             )
         if not max(1, low) <= n <= high:
             raise ValueError(f"{workers} must lie between the {low} and {high} of {spelled('adapt')}; not {n}")
-    if settings.wait is not None and settings.wait > n:
-        wait = spelled("wait")
-        raise ValueError(f"{wait} must be at most the number of workers, {n}; not {settings.wait}")
+    if "n_workers" in settings.given:  # otherwise it may be for a cluster that has more
+        check_wait(settings, spelled)
     if settings.client == settings.cluster:
         both = f"{spelled('client')} and {spelled('cluster')}"
         raise ValueError(f"{both} must be two different variables; not both {settings.client!r}")

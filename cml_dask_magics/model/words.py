@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import json
+import re
 from collections.abc import Collection, Iterable
 
 _UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+# Patterns: backslashes from the first on, as a long run of them is not to be tried from each; and space, of which are
+# the line ends that JSON and Python write.
+_BACKSLASHES = r"(?<!\\)\\+"
+_SPACE = rf"(?:\s|{_BACKSLASHES}[nrt])+"
 
 
 def plural(count: int, noun: str) -> str:
@@ -71,16 +78,45 @@ def cut(text: str, most: int) -> str:
 
 
 def hidden(words: str, secrets: Iterable[str]) -> str:
-    """Words from outside without the secrets that they may repeat; what has three letters or fewer is none."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) > 3:
-            words = words.replace(secret, "…")
-    return words
+    """Words from outside without the secrets that they may repeat; what has three letters or fewer is none.
+
+    Secrets are found as they are and as JSON or Python writes them, even within each other, with any space between
+    their words.
+    """
+    return _any_of(frozenset(secrets)).sub("…", words)
 
 
-def short(text: object, most: int = 300) -> str:
-    """Words from outside (which may be a page of HTML) as one short line that is safe to print."""
-    return cut(" ".join(clean(str(text)[: 50 * most]).split()), most)
+@functools.lru_cache(maxsize=10)
+def _any_of(secrets: frozenset[str]) -> re.Pattern[str]:
+    known = (secret.strip() for secret in secrets if len(re.sub(_SPACE, " ", secret).strip()) > 3)
+    forms = {form for secret in known for once in _written(secret) for form in _written(once)}
+    longest_first = sorted(forms, key=len, reverse=True)
+    return re.compile("|".join(dict.fromkeys(map(_loosely, longest_first))) or "(?!)")
+
+
+def _written(text: str) -> set[str]:
+    """A text as it is, in Python's quotes, and in JSON; some of it has neither ``ä`` nor ``&``, ``<`` and ``>``."""
+    json_text = json.dumps(text, ensure_ascii=False)[1:-1]
+    without_html = re.sub("[&<>]", lambda found: f"\\u{ord(found[0]):04x}", json_text)
+    return {text, repr(text)[1:-1], json_text, json.dumps(text)[1:-1], without_html}
+
+
+def _loosely(text: str) -> str:
+    """A pattern for a text, with any space for its own, and as many backslashes as whoever quotes it may have added."""
+    pieces = re.split(rf"""({_SPACE}|(?:{_BACKSLASHES})?["']|{_BACKSLASHES})""", text)
+    for number, sign in enumerate(pieces):
+        if number % 2 == 0:
+            pieces[number] = re.escape(sign)
+        elif sign[-1] in "\"'":
+            pieces[number] = f"(?:{_BACKSLASHES})?{sign[-1]}"
+        else:
+            pieces[number] = _BACKSLASHES if sign[-1] == "\\" else _SPACE
+    return "".join(pieces)
+
+
+def short(text: object, most: int = 300, secrets: Iterable[str] = ()) -> str:
+    """Words from outside (which may be a page of HTML) as one short line that is safe to print, without secrets."""
+    return cut(" ".join(clean(hidden(str(text), secrets)[: 50 * most]).split()), most)
 
 
 def no_tls_words(is_here: bool) -> str:

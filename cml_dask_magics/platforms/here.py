@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,6 @@ from cml_dask_magics.platforms.local import LocalSessions, Response
 
 HERE = "CML_DASK_HERE"
 """The variable of a session to be launched that makes it one beside the kernel."""
-
-
-def shown_port_is_free() -> bool:
-    """Whether a scheduler beside this kernel could serve its dashboard on the port that the platform shows."""
-    port = os.environ.get("CDSW_READONLY_PORT", "")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", int(port)))
-        except (OSError, ValueError, OverflowError):
-            return False
-    return True
 
 
 class SomeHere:
@@ -49,9 +36,14 @@ class SomeHere:
     def __init__(self, api: WorkersAPI, directory: Path, session: str) -> None:
         self._api = api
         self._directory = directory
-        self._session = session
-        self._port = os.environ.get("CDSW_READONLY_PORT", "")
-        self._here = self._sessions(is_shown=False)
+        port, domain = os.environ.get("CDSW_READONLY_PORT", ""), os.environ.get("CDSW_DOMAIN", "")
+        self._here = LocalSessions(
+            directory / f"of-{session}",
+            address=os.environ.get("CDSW_IP_ADDRESS") or "0.0.0.0",
+            # By the platform's documentation; the Workers API tells the address of no session that a person opened.
+            app_url=f"https://read-only-{session}.{domain}/",
+            environment={"CDSW_READONLY_PORT": port} if port else {},
+        )
 
         # Wrapped, it shows what the platform's takes, which differs between releases.
         @functools.wraps(api.launch_workers)
@@ -59,21 +51,9 @@ class SomeHere:
             if HERE not in env:
                 return api.launch_workers(n, env=env, **request)
             size_and_code = {key: request[key] for key in ("cpu", "memory", "code")}
-            is_shown = env.get("CDSW_READONLY_PORT", self._port) == self._port and shown_port_is_free()
-            return self._sessions(is_shown).launch_workers(n, env=env, **size_and_code)
+            return self._here.launch_workers(n, env=env, **size_and_code)
 
         self.launch_workers = launch_workers
-
-    def _sessions(self, is_shown: bool) -> LocalSessions:
-        """The sessions beside this kernel; those that are launched by it may be where the platform shows them."""
-        domain = os.environ.get("CDSW_DOMAIN", "")
-        return LocalSessions(
-            self._directory / f"of-{self._session}",
-            address=os.environ.get("CDSW_IP_ADDRESS") or "0.0.0.0",
-            # By the platform's documentation; the Workers API tells the address of no session that a person opened.
-            app_url=f"https://read-only-{self._session}.{domain}/" if is_shown else "",
-            environment={"CDSW_READONLY_PORT": self._port} if self._port else {},
-        )
 
     def list_workers(self) -> list[dict[str, Any]]:
         """The sessions that this one launched, there and here."""

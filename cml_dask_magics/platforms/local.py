@@ -86,8 +86,7 @@ class LocalSessions:
     address : str
         The address of this machine that sessions listen on.
     app_url : str, optional
-        Where a browser finds what a session serves on ``CDSW_READONLY_PORT``, empty for nowhere; on that port of this
-        machine by default.
+        Where a browser finds what a session serves on ``CDSW_READONLY_PORT``; on that port of this machine by default.
     environment : mapping of str to str, optional
         More variables for all of them; the ports that they serve on, otherwise a free one each, may be among them.
     """

@@ -9,12 +9,12 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from cml_dask_magics.model.lifecycle import SessionInfo
+from cml_dask_magics.model.lifecycle import Phase, SessionInfo
 from cml_dask_magics.model.record import SESSION
 from cml_dask_magics.model.times import USUAL, Times
 from cml_dask_magics.model.words import short
@@ -89,21 +89,20 @@ class SessionPool:
     ----------
     platform : Platform
     times : Times, optional
-
-    Attributes
-    ----------
-    launched : set of str
-        Ids that launch calls of this kernel returned.
     """
 
     def __init__(self, platform: Platform, times: Times = USUAL) -> None:
         self.platform = platform
-        self.launched: set[str] = set()
         self._times = times
+        self._secrets: set[str] = set()
         self._watches: dict[int, _Watch] = {}
         self._poll_lock = threading.Lock()
         self._poller: threading.Thread | None = None
         self._wake = threading.Event()
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Let nothing that the platform says from now on repeat any of these."""
+        self._secrets.update(secrets)
 
     def launch(
         self,
@@ -128,23 +127,21 @@ class SessionPool:
                 n, cpu=cpu, memory=memory_gib, nvidia_gpu=gpu, code=code, env=dict(env), **shown, **options
             )
             if not isinstance(answers, (list, tuple)):
-                raise PlatformError(f"launch_workers answered {short(answers)} instead of a list")
+                raise PlatformError(f"launch_workers answered {self._short(answers)} instead of a list")
         except Exception as error:
-            return Launched(refusals=(_words(error),) * n, suspects=self._appeared_since(before), doubtful=True)
+            return Launched(refusals=(self._words(error),) * n, suspects=self._appeared_since(before), doubtful=True)
         sessions, refusals, strays = [], [], []
         doubtful = len(answers) < n
         for answer in answers:
-            if (info := _read_session(answer)) is not None:
+            if (info := self._read_session(answer)) is not None:
                 sessions.append(info)
                 continue
-            refusals.append(_message(answer))
+            refusals.append(self._message(answer))
             if isinstance(answer, Mapping) and _is_session(answer.get("engineId")):
                 strays.append(answer["engineId"])
             elif not isinstance(answer, Mapping) or not answer.get("message"):
                 doubtful = True  # neither a session nor a refusal
         self._wake.set()
-        self.launched.update(info.id for info in sessions)
-        self.launched.update(strays)
         if not doubtful:
             return Launched(tuple(sessions), tuple(refusals), tuple(strays))
         refusals += ["the platform did not answer for it"] * (n - len(answers))
@@ -163,10 +160,10 @@ class SessionPool:
         try:
             answers = self.platform.api.list_workers()
         except Exception as error:
-            raise PlatformError(f"list_workers failed: {_words(error)}") from error
+            raise PlatformError(f"list_workers failed: {self._words(error)}") from None  # which may repeat secrets
         if not isinstance(answers, (list, tuple)):
-            raise PlatformError(f"list_workers answered {short(answers)} instead of a list")
-        infos = (_read_session(answer) for answer in answers)
+            raise PlatformError(f"list_workers answered {self._short(answers)} instead of a list")
+        infos = (self._read_session(answer) for answer in answers)
         return {info.id: info for info in infos if info is not None}
 
     def stop(self, ids: Collection[str], *, visible: Collection[str], timeout_s: float) -> dict[str, str]:
@@ -301,7 +298,7 @@ class SessionPool:
         try:
             responses = self.platform.api.stop_workers(*asked)
         except Exception as error:
-            return dict.fromkeys(asked, f"stop_workers failed: {_words(error)}")
+            return dict.fromkeys(asked, f"stop_workers failed: {self._words(error)}")
         if not isinstance(responses, Sequence) or len(responses) != len(asked):
             return dict.fromkeys(asked, _STOPPED)  # older releases return nothing; the listing decides
         said = {}
@@ -312,7 +309,7 @@ class SessionPool:
             said[session] = (
                 _STOPPED
                 if 200 <= code < 300 or code == 404
-                else f"stop answered HTTP {code} {short(getattr(response, 'text', ''))}"
+                else f"stop answered HTTP {code} {self._short(getattr(response, 'text', ''))}"
             )
         return said
 
@@ -327,22 +324,33 @@ class SessionPool:
         except PlatformError:
             return None
 
+    def _read_session(self, answer: Any) -> SessionInfo | None:
+        """Parse one session of an answer; None if it has no id, or none that can be one."""
+        if not isinstance(answer, Mapping) or not _is_session(answer.get("id")):
+            return None
+        said = answer.get("status", "unknown")
+        status = short(said, _STATUS_LENGTH)
+        phase: Phase = "running" if status == "running" else "ended" if status in _ENDED else "pending"
+        ip_address, app_url = answer.get("ip_address"), answer.get("app_url")
+        known = ip_address not in ("", "unknown") and _is_word(ip_address, _ADDRESS_LENGTH)
+        return SessionInfo(
+            id=answer["id"],
+            phase=phase,
+            status=self._short(said, _STATUS_LENGTH) if phase == "pending" else status,
+            ip_address=ip_address if known else None,
+            app_url=app_url if _is_word(app_url, _LINK_LENGTH) else None,
+            created_at=_seconds(answer.get("created_at")),
+        )
 
-def _read_session(answer: Any) -> SessionInfo | None:
-    """Parse one session of an answer; None if it has no id, or none that can be one."""
-    if not isinstance(answer, Mapping) or not _is_session(answer.get("id")):
-        return None
-    status = short(answer.get("status", "unknown"), _STATUS_LENGTH)
-    ip_address, app_url = answer.get("ip_address"), answer.get("app_url")
-    known = ip_address not in ("", "unknown") and _is_word(ip_address, _ADDRESS_LENGTH)
-    return SessionInfo(
-        id=answer["id"],
-        phase="running" if status == "running" else "ended" if status in _ENDED else "pending",
-        status=status,
-        ip_address=ip_address if known else None,
-        app_url=app_url if _is_word(app_url, _LINK_LENGTH) else None,
-        created_at=_seconds(answer.get("created_at")),
-    )
+    def _message(self, answer: Any) -> str:
+        message = answer.get("message") if isinstance(answer, Mapping) else None
+        return self._short(message) if message else f"the platform answered {self._short(answer)}"
+
+    def _words(self, error: BaseException) -> str:
+        return f"{type(error).__name__}: {self._short(error)}"
+
+    def _short(self, said: object, most: int = 300) -> str:
+        return short(said, most, frozenset(self._secrets))
 
 
 def _is_session(session: Any) -> bool:
@@ -362,12 +370,3 @@ def _seconds(moment: Any) -> float | None:
         return at.timestamp() if at.tzinfo else None
     except (AttributeError, TypeError, ValueError, OverflowError):
         return None
-
-
-def _message(answer: Any) -> str:
-    message = answer.get("message") if isinstance(answer, Mapping) else None
-    return short(message) if message else f"the platform answered {short(answer)}"
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {short(error)}"

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ _NAMES = (
     SESSION_DATA, SESSION_PROGRAM, SESSION_KEEPER, SESSION_GUARDS,
 )  # fmt: skip
 _FILES = named(*_NAMES, *CERTIFICATES)
+# Begins the name of a file with the sessions that a launch call returned.
+_LAUNCHED = "launched-"
+_LAUNCHED_FILES = re.compile(rf"\.?{_LAUNCHED}[0-9a-f]{{8}}(\.[0-9a-f]{{8}})?")  # with temporary ones, as for `named`
 _LOG = re.compile(rf"({SESSION.pattern})" + re.escape(LOG_SUFFIX))
 _TAIL_BYTES = 65536
 _NOBODY = Owner("", "", 0)
@@ -97,6 +101,26 @@ def scheduler_session(run: Path) -> str:
     return session if SESSION.fullmatch(session) else ""
 
 
+def note_launched(run: Path, launch: Launch, sessions: Iterable[str]) -> None:
+    """Write down which sessions a launch call returned: proof of whose they are, even before they start.
+
+    Where that cannot be written, their logs have to show it.
+    """
+    with contextlib.suppress(OSError):
+        write_private(run / f"{_LAUNCHED}{launch.id}", " ".join(sessions))
+
+
+def launched_sessions(run: Path) -> set[str]:
+    """Ids of the sessions that launch calls for the cluster returned."""
+    paths = [run / entry.name for entry in listed(run) if entry.name.startswith(_LAUNCHED)]
+    return {session for path in paths for session in _read_text(path).split()}
+
+
+def started_sessions(run: Path) -> set[str]:
+    """Ids of the cluster's sessions that have started."""
+    return {*session_logs(run / LOGS), scheduler_session(run)}
+
+
 def cluster_of(run: str) -> str:
     """The cluster's name in a run folder's name, ``NAME-TOKEN``; empty if it is no such name."""
     match = _RUN_FOLDER.fullmatch(run)
@@ -123,7 +147,7 @@ def close_run(root: Path, run: Path) -> None:
         The run folder.
     """
     try:
-        remove(root, run, _FILES)
+        remove(root, run, _FILES, _LAUNCHED_FILES)
     except NotADirectoryError as error:  # the files behind a link are the user's; the cluster must stop all the same
         logger.warning("%s is left as it is: %s (%s)", run, error.strerror, error.filename)
 
@@ -131,7 +155,7 @@ def close_run(root: Path, run: Path) -> None:
 def remove_run(root: Path, run: Path) -> None:
     """Remove an ended cluster's run folder with its logs, except for files that are not ours."""
     remove(root, run / LOGS, _LOG, and_folder=True)
-    if set(remove(root, run, _FILES)) <= {MARK}:
+    if set(remove(root, run, _FILES, _LAUNCHED_FILES)) <= {MARK}:
         remove(root, run, named(MARK), and_folder=True)
 
 

@@ -138,7 +138,9 @@ def test_every_id_is_on_record_before_launch_returns(cluster, registry, ours):
             {"cpu": 0.5, "memory_gib": 2, "gpu": 0, "name": "etl"},
             "2 cores and 6 GiB; .* %dask_up 2 --name etl --scheduler-here --cpu 0.5 --memory 2.",
         ),
-        ({"cpu": 4, "memory_gib": 16}, "no GPU is free, .* %dask_up 1 --scheduler-here --cpu 1 --memory 6."),
+        ({"cpu": 4, "memory_gib": 16}, "no GPU is free, .* --scheduler-here --cpu 1 --memory 6 --gpu 1."),
+        ({"gpu": 2, "processes": 2}, " --scheduler-here --cpu 1 --memory 4 --gpu 2."),
+        ({"gpu": 0, "processes": 4}, " --scheduler-here --cpu 1 --memory 4 --processes 4."),
         ({"cpu": 0.3, "memory_gib": 2, "scheduler_cpu": 0.3, "gpu": 0}, "asks for 0.9 cores and 6 GiB."),
     ],
 )
@@ -153,6 +155,19 @@ def test_why_sessions_may_be_pending_is_told_with_what_would_fit(make_fleet, fie
     told = why_pending(cluster, after_s=0)
     assert told.startswith("3 sessions are still pending. ") and "2 cores and 8 GiB" in told
     assert re.search(f"{words}$", told), told
+
+
+def test_a_start_that_timed_out_names_the_other_clusters_that_may_take_room(make_fleet, registry):
+    make_fleet("etl", token="0000bbbb").launches.launch("worker", 1)
+    make_fleet("empty", token="0000cccc")
+    here = make_fleet("here", token="0000dddd")
+    here.launches.launch("worker", 1)
+    here.journal.update(lambda record: replace(record, backend="local"))
+    cluster = make_fleet()
+    cluster.launches.launch("worker", 1)
+    cluster.observe(cluster.pool.listing())
+    said = describe_failure(cluster, [], "no worker connected", timed_out=True)
+    assert "still pending" in said and "Your other clusters may take room, too: etl.\n" in said
 
 
 def test_a_kernel_that_dies_inside_the_launch_leaves_word_that_there_is_something_to_find(cluster, registry, workspace):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from distributed import Scheduler
@@ -157,3 +158,29 @@ def test_without_bokeh_dask_s_page_says_what_to_install(monkeypatch: pytest.Monk
     status, health, _ = asyncio.run(pages(600.0, 0.0, monkeypatch))
     assert status[:2] == (200, "/status") and b"pip install" in status[2]
     assert health[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "of_each"),
+    [
+        (4, None, [(1, "0"), (1, "1"), (1, "2"), (1, "3")]),
+        (6, None, [(2, "0,4"), (2, "1,5"), (1, "2"), (1, "3")]),
+        (4, "GPU-a,GPU-b,GPU-c,GPU-d", [(1, "GPU-a"), (1, "GPU-b"), (1, "GPU-c"), (1, "GPU-d")]),
+        (4, "0,1,2,3,4,5,6,7", [(1, "0"), (1, "1"), (1, "2"), (1, "3")]),
+        (2, None, [(1, None), (1, None), (None, None), (None, None)]),
+    ],
+)
+def test_four_workers_have_as_many_gpus_together_as_the_session(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, visible: str | None, of_each: list[tuple[int | None, str | None]]
+) -> None:
+    monkeypatch.setattr(in_session, "INHERITED", {"gpu": gpus, "processes": 4}, raising=False)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    dealt = []
+    for number in range(4):
+        nanny = SimpleNamespace(name=f"ab-12-{number}", env={}, resources=None)
+        in_session.dask_setup(nanny)
+        dealt.append(((nanny.resources or {}).get("GPU"), nanny.env.get("CUDA_VISIBLE_DEVICES")))
+    assert dealt == of_each

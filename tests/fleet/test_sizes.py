@@ -8,6 +8,7 @@ import pytest
 
 from cml_dask_magics.fleet import sizes
 from cml_dask_magics.fleet.in_session import OTHERS_BYTES, room_bytes, worker_limit_bytes
+from cml_dask_magics.fleet.opening import claim
 from cml_dask_magics.model.settings import as_typed, make_settings
 from cml_dask_magics.platforms.api import Platform
 
@@ -108,3 +109,18 @@ def test_what_is_too_little_for_dask_is_refused_and_what_is_hardly_enough_is_tol
         told(memory_gib=1, processes=8)
     # Nobody ends sessions of this machine for their memory.
     assert not told(machine(16), memory_gib=0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"n_workers": 2, "gpu": 2}, True),
+        ({"n_workers": 1, "adapt": "1:3", "gpu": 1}, True),
+        ({"n_workers": 1, "gpu": 2}, False),
+        ({"n_workers": 2}, False),
+    ],
+)
+def test_sessions_that_share_the_gpus_of_this_machine_are_a_note(tmp_path, fields, said):
+    cluster = claim(make_settings(state_directory=tmp_path / "state", local=True, memory=1, **fields))
+    assert any("share its GPUs" in note for note in cluster.notes) is said
+    cluster.end()

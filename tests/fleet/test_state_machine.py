@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from hypothesis.stateful import (
 from support.small_world import Kernel, World
 
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS, is_planned
-from cml_dask_magics.model.record import record_from_json
+from cml_dask_magics.model.record import SessionRecord, record_from_json, record_to_json
 
 STEPS = int(os.environ.get("STEPS", "3000"))
 STEPS_A_RUN = 30
@@ -264,6 +265,16 @@ class Life(RuleBasedStateMachine):
             else:
                 path.write_text(path.read_text()[:100] if how == "cut" else "\0garbage")
 
+    @rule(name=NAMES, which=WHICH)
+    def a_record_names_a_session_of_others(self, name: str, which: int) -> None:
+        path = self.world.registry.folder(name) / "record.json"
+        record = self.read_quietly(name)
+        if record is not None:
+            other = self.world.workspace.sessions[sorted(self.foreign)[which % len(self.foreign)]]
+            added = SessionRecord(other.id, "worker", 1, 1, 0, self.world.clock.time(), launched_from=other.caller)
+            sessions = (*(each for each in record.sessions if each.id != other.id), added)
+            path.write_text(record_to_json(replace(record, sessions=sessions)))
+
     # What must hold
 
     @invariant()
@@ -296,7 +307,8 @@ class Life(RuleBasedStateMachine):
             record = self.read_quietly(name)
             if record is None or record.state != "running" or record.launching:
                 continue
-            planned = [s for s in record.sessions if s.role == "worker" and s.stopping_at is None]
+            workers = [s for s in record.sessions if s.role == "worker" and s.id not in self.foreign]
+            planned = [s for s in workers if s.stopping_at is None]
             assert len(planned) <= max(record.requested, 5)
 
     def read_quietly(self, name: str) -> Any:

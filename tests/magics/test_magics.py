@@ -299,9 +299,12 @@ def test_unloading_takes_the_magics_away_and_leaves_the_clusters(shell: Interact
 def test_a_scale_that_fails_names_its_own_timeout(shell: InteractiveShell) -> None:
     shell.run_line_magic("dask_up", "1")
     cluster = shell.user_ns["cluster"]
-    with pytest.raises(RuntimeError, match=r"could not be scaled: no worker connected within 0\.1 s"):
+    with pytest.raises(RuntimeError, match=r"could not be scaled: no new worker connected within 0\.1 s"):
         cluster.scale_until_ready(2, wait=None, timeout_s=0.1)
     assert len(cluster.plan) == 1
+    events = [event.message for event in cluster.status().events]
+    scaled = next(index for index, message in enumerate(events) if message.startswith("scaled to 2 workers by"))
+    assert "back to 1 worker: scaling to 2 did not succeed" in events[scaled:]
 
 
 @pytest.mark.parametrize("again", ["2", ""])
@@ -321,6 +324,16 @@ def test_up_waits_for_a_start_in_the_background(shell: InteractiveShell, n: int)
     cluster = shell.user_ns["cluster"]
     assert len(cluster.observed) == len(cluster.plan) == cluster.wanted == n
     assert shell.user_ns["client"].submit(sum, [1, 2]).result() == 3
+
+
+def test_up_may_wait_for_as_many_as_run_already(shell: InteractiveShell) -> None:
+    shell.run_line_magic("dask_up", "3")
+    shell.run_line_magic("dask_up", "--wait 3")
+    cluster = shell.user_ns["cluster"]
+    assert len(cluster.observed) == 3
+    with pytest.raises(UsageError, match="--wait must be at most the number of workers, 2; not 3"):
+        shell.run_line_magic("dask_up", "2 --wait 3")
+    assert len(cluster.plan) == 3
 
 
 def test_up_waits_for_a_start_in_the_background_no_longer_than_it_is_told(shell: InteractiveShell) -> None:

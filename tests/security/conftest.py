@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 from support.memory_platform import MemoryAPI, Workspace
 from support.on_record import MINE, OTHER, TIMES, World
@@ -32,6 +33,14 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[MemoryAPI | None], Non
 
 
 @pytest.fixture
+def by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test module sends to the sessions is defined in it, where they cannot import it."""
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
+
+
+@pytest.fixture
 def world(state: Path, pretend: Callable[[Any], None]) -> Iterator[World]:
     """A platform in memory; at the end nothing of others may have been stopped, and nothing of ours may be left."""
     workspace = Workspace()
@@ -39,6 +48,7 @@ def world(state: Path, pretend: Callable[[Any], None]) -> Iterator[World]:
     others = {
         workspace.add(MINE),
         workspace.add(OTHER),
+        workspace.add(MINE, "scheduling"),
         workspace.add(MINE, "scheduling", created_at="2020-01-01T00:00:00Z"),
     }
     pretend(workspace.caller(MINE))

@@ -13,7 +13,6 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from cml_dask_magics.fleet.session_keeper import BoundedFile, Repeats, keep
 from cml_dask_magics.registry.registry import Registry
 from cml_dask_magics.registry.run_folder import read_tail
 
-pytestmark = pytest.mark.dask
+pytestmark = [pytest.mark.dask, pytest.mark.usefixtures("by_value")]
 
 
 def written(lines: list[bytes]) -> list[bytes]:
@@ -323,13 +322,3 @@ def soft_limit() -> int:
     import resource
 
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-@pytest.fixture(autouse=True)
-def _by_value() -> Iterator[None]:
-    """What is sent to the sessions is defined here, where they cannot import it."""
-    import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])

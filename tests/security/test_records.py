@@ -88,35 +88,81 @@ def test_a_session_that_the_listing_lacks_is_told_to_stop_only_if_it_is_the_clus
     cluster.end()
 
 
-@pytest.mark.parametrize("status", ["scheduling", "succeeded", "failed"])
-def test_a_session_of_ours_that_never_wrote_is_stopped_if_it_waits_and_forgotten_if_it_ended(
+@pytest.mark.parametrize("status", ["scheduling", "running"])
+@pytest.mark.parametrize("session", [MINE, OTHER])
+def test_a_session_of_ours_that_never_wrote_is_stopped_by_any_kernel(
+    world: World, pretend: Callable[[Any], None], status: str, session: str
+) -> None:
+    world.workspace.first_status = status
+    before = world.start(log=False)
+    sessions = world.ours()
+    pretend(world.workspace.caller(session))
+    assert world.open().end().disowned == ()
+    assert not world.ours() and world.stopped() == sessions and world.registry.names() == []
+    assert not [path for path in before.folder.iterdir() if "launched" in path.name]
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed"])
+def test_a_session_that_ended_needs_no_log_to_be_forgotten(world: World, status: str) -> None:
+    world.workspace.first_status = status
+    world.lose_notes(world.start(log=False))
+    assert world.open().end().disowned == ()
+    assert world.registry.names() == []
+
+
+def test_a_session_that_waits_and_of_which_the_record_alone_tells_is_named_and_not_stopped(world: World) -> None:
+    world.workspace.first_status = "scheduling"
+    cluster = world.start(log=False)
+    world.lose_notes(cluster)
+    sessions = world.ours()
+    assert set(world.open().end().disowned) == sessions
+    assert not world.stopped() and not (cluster.folder / "scheduler.json").exists(), "they exit when they start"
+    world.workspace.set("succeeded", *sessions)
+
+
+def test_another_cluster_of_this_kernel_loses_no_session_to_a_record(world: World) -> None:
+    first, other = (claim(make_settings(name=name), times=TIMES) for name in ("default", "other"))
+    first.launches.launch("worker", 1)
+    other.launches.launch("worker", 1)
+    (mine,), (its,) = first.plan, other.plan
+    add_session(world, its, MINE)
+    assert first.journal.refresh() and its in first.plan
+    assert not first.proof.of(its), "the watch would stop it"
+    assert world.open().end().disowned == (its,)
+    assert world.stopped() == {mine} and world.ours() == {its}
+    other.end()
+
+
+@pytest.mark.parametrize("status", ["scheduling", "running"])
+def test_what_this_kernel_launched_can_be_stopped_by_another_object_of_the_same_cluster(
     world: World, status: str
 ) -> None:
     world.workspace.first_status = status
-    world.start(log=False)
-    assert world.open().end().disowned == ()
-    assert not world.ours() and world.registry.names() == []
+    claim(make_settings(), times=TIMES).launches.launch("worker", 2)
+    assert world.open().end().disowned == () and not world.ours()
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["with times", "bare"])
 def test_a_session_of_ours_that_just_began_to_run_is_waited_for_and_stopped(world: World, bare: bool) -> None:
     world.workspace.bare = bare
     before = world.start(log=False)
+    world.lose_notes(before)
     sessions = world.ours()
     threading.Timer(0.1, lambda: [world.log(before, session) for session in sessions]).start()
     assert world.open().end().disowned == ()
     assert not world.ours() and world.stopped() == sessions
 
 
-def test_what_this_kernel_launched_needs_no_log(world: World) -> None:
+def test_what_this_kernel_launched_needs_no_file(world: World) -> None:
     cluster = claim(make_settings(), times=TIMES)
     cluster.launches.launch("worker", 2)
     shutil.rmtree(cluster.folder / "logs")
+    world.lose_notes(cluster)
     assert cluster.end().sessions == 2 and not world.ours()
 
 
 def test_a_worker_that_is_connected_needs_no_log(world: World) -> None:
-    world.start(log=False)
+    world.lose_notes(world.start(log=False))
     cluster = world.open()
     cluster.note_connected(world.ours(), {})
     assert cluster.end().sessions == 3 and not world.ours()
@@ -124,6 +170,7 @@ def test_a_worker_that_is_connected_needs_no_log(world: World) -> None:
 
 def test_a_session_that_shows_late_that_it_is_ours_is_taken_in_again(world: World) -> None:
     before = world.start(log=False)
+    world.lose_notes(before)
     late = min(session.id for session in before.record.sessions if session.role == "worker")
     for session in world.ours() - {late}:
         world.log(before, session)
@@ -138,13 +185,15 @@ def test_a_session_that_shows_late_that_it_is_ours_is_taken_in_again(world: Worl
 
 
 def test_without_a_listing_nothing_is_forgotten_that_may_be_ours(world: World) -> None:
-    world.start(log=False)
+    before = world.start(log=False)
+    world.lose_notes(before)
     world.workspace.list_down = ConnectionResetError("reset")
     with pytest.raises(StillUpError, match="reset"):
         world.open().end()
     assert world.registry.names() == ["default"] and not world.stopped()
     world.workspace.list_down = None
-    world.workspace.set("scheduling", *world.ours())
+    for session in world.ours():
+        world.log(before, session)
     world.open().end()
     assert not world.ours()
 

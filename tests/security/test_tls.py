@@ -12,6 +12,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from contract.patience import eventually
 from hypothesis import strategies as st
 from IPython.core.interactiveshell import InteractiveShell
 from support.cases import ANYTHING, MANY
@@ -107,6 +108,72 @@ def test_whom_a_cluster_with_tls_connects_to_must_show_its_certificate(
         time.sleep(0.05)
     assert {each[:3] for each in heard if each} == {b"\x16\x03\x01"}, "a handshake, and nothing else"
     kernel_clusters.down(world.registry.state_directory, "default")
+
+
+@pytest.mark.parametrize("protocol", ["ws", "wss", "tcp"])
+def test_a_new_session_says_nothing_to_whom_speaks_no_tls(
+    state: Path, trap: tuple[int, list[bytes]], protocol: str
+) -> None:
+    port, heard = trap
+    address = f"{protocol}://127.0.0.1:{port}"
+    with CMLCluster(n_workers=1, local=True) as cluster:
+        before = set(cluster.plan)
+        (file,) = state.rglob("scheduler.json")
+        write_private(file, json.dumps({"address": address}))
+        cluster.scale(2)
+        (new,) = set(cluster.plan) - before
+        log = file.parent / "logs" / f"{new}.log"
+        eventually(lambda: any(heard) or (log.exists() and "refused: " in log.read_text()))
+        assert not any(heard)
+        assert f"refused: {address} is no tls://host:port, and this cluster has TLS" in log.read_text()
+
+
+async def refusals(address: str, dask_worker: Any = None, dask_scheduler: Any = None) -> list[str]:
+    """What a session's process says when it is to connect and to listen, with its own arguments and with none."""
+    from distributed.comm import connect, listen
+
+    words = []
+    for arguments in ((dask_worker or dask_scheduler).connection_args, {}):
+        for attempt in (connect, lambda address, **arguments: listen(address, print, **arguments)):
+            try:
+                await attempt(address, **arguments)
+            except RuntimeError as error:
+                words.append(str(error))
+    return words
+
+
+async def heard_by_itself(protocol: str) -> str:
+    """What a session's process hears when it connects to itself."""
+    from distributed.comm import connect, listen
+
+    async def answer(comm: Any) -> None:
+        await comm.write("heard")
+
+    async with listen(f"{protocol}://127.0.0.1:0", answer) as listener:
+        comm = await connect(listener.contact_address)
+        return str(await comm.read())
+
+
+@pytest.mark.usefixtures("by_value")
+def test_no_process_of_a_session_connects_or_listens_without_tls(state: Path, trap: tuple[int, list[bytes]]) -> None:
+    port, heard = trap
+    address = f"ws://127.0.0.1:{port}"
+    with CMLCluster(n_workers=1, local=True) as cluster, cluster.get_client() as client:
+        said = [client.run_on_scheduler(refusals, address), *client.run(refusals, address, nanny=True).values()]
+        said += client.run(refusals, address).values()  # a copy of its session's process
+        client.restart()
+        said += client.run(refusals, address).values()  # an interpreter of its own
+        assert said == [[f"refused: {address} is no tls://host:port, and this cluster has TLS"] * 4] * 4
+        assert not any(heard)
+
+
+@pytest.mark.usefixtures("by_value")
+@pytest.mark.filterwarnings("ignore:.*runs without TLS")
+def test_without_tls_the_sessions_connect_as_dask_does(state: Path) -> None:
+    with CMLCluster(n_workers=1, local=True, no_tls=True) as cluster, cluster.get_client() as client:
+        for protocol in ("tcp", "ws"):
+            assert client.run_on_scheduler(heard_by_itself, protocol) == "heard"
+            assert [*client.run(heard_by_itself, protocol).values()] == ["heard"]
 
 
 def test_a_lost_cluster_is_started_anew_with_tls_whatever_its_record_says(world: World) -> None:

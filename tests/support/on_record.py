@@ -33,7 +33,16 @@ class World:
     others: set[str]
 
     def start(self, name: str = "default", log: bool = True, **options: Any) -> Fleet:
-        """A cluster with two workers whose sessions run; by a kernel that is gone when this returns."""
+        """A cluster with two workers whose sessions run; by a kernel that is gone when this returns.
+
+        Parameters
+        ----------
+        name : str
+        log : bool
+            Whether the sessions have written anything.
+        **options
+            For `make_settings`.
+        """
         cluster = claim(make_settings(name=name, **options), times=TIMES)
         cluster.launches.launch("scheduler", 1)
         cluster.launches.launch("worker", 2)
@@ -41,6 +50,11 @@ class World:
             self.log(cluster, session.id)
         opening._pools.clear()
         return cluster
+
+    def lose_notes(self, cluster: Fleet) -> None:
+        """As where the kernel was killed before it had written down, beside the record, what it launched."""
+        for path in cluster.folder.glob("launched-*"):
+            path.unlink()
 
     def log(self, cluster: Fleet, session: str) -> None:
         """Let a session write its log, as the first thing that it does."""

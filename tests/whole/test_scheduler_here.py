@@ -68,13 +68,39 @@ def test_another_session_of_the_project_stops_it(notebook: Notebook) -> None:
         other.close()
 
 
-def test_where_the_ports_are_taken_it_finds_another_and_says_that_there_is_no_dashboard(taken: Notebook) -> None:
+def test_where_the_ports_are_taken_it_finds_another_and_says_that_no_link_leads_to_its_dashboard(
+    taken: Notebook,
+) -> None:
     run = taken.kernel.run("%dask_up 1 --scheduler-here")
     assert run.error is None, run.error
-    assert "has no dashboard: port" in run.stdout + run.stderr + run.text
+    assert "has no dashboard link: " in run.stdout + run.stderr + run.text
     status = taken.status()
     assert status["dashboard_link"] is None
     assert not status["scheduler"]["address"].endswith(":8786")
     assert taken.run(COMPUTE).strip() == "45"
     taken.run("%dask_down")
     assert not schedulers(taken)
+
+
+def test_of_two_clusters_the_link_is_of_the_one_that_the_platform_shows(notebook: Notebook) -> None:
+    notebook.run("%dask_up 1 --scheduler-here --name a --background\n%dask_up 1 --scheduler-here --name b --background")
+    links, events = {}, {}
+    for name in ("a", "b"):
+        notebook.run(f"%dask_up --name {name}")
+        port = notebook.run("import os\nprint(cluster.scheduler_info['services']['dashboard'])").strip()
+        is_shown = port == notebook.run("print(os.environ['CDSW_READONLY_PORT'])").strip()
+        status = notebook.status(name)
+        links[is_shown] = status["dashboard_link"]
+        events[is_shown] = " ".join(event["message"] for event in status["events"])
+    assert links == {True: f"https://read-only-{notebook.session.id}.ml-sim.example.site/status", False: None}
+    assert "perhaps by another cluster of yours" in events[False] and "dashboard" not in events[True]
+    notebook.run("%dask_down --all")
+
+
+def test_of_a_dashboard_on_a_port_that_the_platform_does_not_show_it_is_said(notebook: Notebook) -> None:
+    run = notebook.kernel.run("%dask_up 1 --scheduler-here --dashboard-port 8123")
+    assert run.error is None, run.error
+    assert "has no dashboard link: " in run.stdout + run.stderr + run.text
+    assert "it is served on port 8123" in run.stdout + run.stderr + run.text
+    assert notebook.status()["dashboard_link"] is None
+    notebook.run("%dask_down")
