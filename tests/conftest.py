@@ -8,8 +8,11 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dask
 import pytest
@@ -22,6 +25,7 @@ from support.state_folder import local_sessions
 from workspace import Workspace
 
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
+from cml_dask_magics.platforms.local import LocalSessions
 
 
 @pytest.hookimpl(trylast=True)
@@ -73,6 +77,28 @@ def full_disk() -> Callable[[], contextlib.AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return entered
+
+
+@dataclass(frozen=True)
+class HeldUp:
+    """What was asked for, and goes on when it may."""
+
+    asked: threading.Event
+    goes_on: threading.Event
+
+
+@pytest.fixture
+def slow_stop(monkeypatch: pytest.MonkeyPatch) -> HeldUp:
+    """Stopping sessions of this machine takes as long as the test says."""
+    held_up, real = HeldUp(threading.Event(), threading.Event()), LocalSessions.stop_workers
+
+    def stop_workers(platform: LocalSessions, *ids: Any) -> Any:
+        held_up.asked.set()
+        held_up.goes_on.wait(60)
+        return real(platform, *ids)
+
+    monkeypatch.setattr(LocalSessions, "stop_workers", stop_workers)
+    return held_up
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from cml_dask_magics import CMLCluster
 from cml_dask_magics.fleet import shell_lines
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.model.status import ClusterStatus
-from cml_dask_magics.platforms.local import LocalSessions
 
 pytestmark = pytest.mark.dask
 
@@ -180,25 +179,17 @@ def test_the_state_of_a_cluster_has_dasks_words(state: Path, kind: type) -> None
         assert (cluster.status.name, cluster.status.value) == ("running", "running")
 
 
-def test_who_closes_what_is_being_closed_waits_for_its_end(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_closes_what_is_being_closed_waits_for_its_end(state: Path, slow_stop: Any) -> None:
     """A Stop of the panel is under way, and the user ends the cluster as well."""
     cluster = CMLCluster(1)
-    asked, goes_on, real = threading.Event(), threading.Event(), LocalSessions.stop_workers
-
-    def stop_slowly(platform: LocalSessions, *ids: Any) -> Any:
-        asked.set()
-        goes_on.wait(60)
-        return real(platform, *ids)
-
-    monkeypatch.setattr(LocalSessions, "stop_workers", stop_slowly)
     with ThreadPoolExecutor() as pool:
         stopping = pool.submit(cluster.shutdown)
-        assert asked.wait(60)
+        assert slow_stop.asked.wait(60)
         with pytest.raises(RuntimeError, match="is being stopped"):
             cluster.scale(2)
         closing = pool.submit(cluster.close)
         with pytest.raises(FuturesTimeoutError):
             closing.result(0.5)
-        goes_on.set()
+        slow_stop.goes_on.set()
         assert closing.result(60) is None and stopping.result(60).sessions == 2
     assert running(state) == [] and cluster.shutdown().sessions == 2

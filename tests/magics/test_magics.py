@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeoutError
@@ -29,7 +28,6 @@ from cml_dask_magics.fleet import shell_lines
 from cml_dask_magics.magics import kernel_clusters as kernel_clusters_module
 from cml_dask_magics.magics.kernel_clusters import kernel_clusters
 from cml_dask_magics.model.settings import make_settings
-from cml_dask_magics.platforms.local import LocalSessions
 
 pytestmark = pytest.mark.dask
 
@@ -345,22 +343,14 @@ def test_up_waits_for_a_start_in_the_background_no_longer_than_it_is_told(shell:
 
 
 def test_a_cluster_that_is_being_stopped_is_shown_so_and_started_again_when_it_has_ended(
-    shell: InteractiveShell, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str], slow_stop: Any
 ) -> None:
     shell.run_line_magic("dask_up", "1")
     cluster = shell.user_ns["cluster"]
-    asked, goes_on, real = threading.Event(), threading.Event(), LocalSessions.stop_workers
-
-    def stop_slowly(platform: LocalSessions, *ids: Any) -> Any:
-        asked.set()
-        goes_on.wait(60)
-        return real(platform, *ids)
-
-    monkeypatch.setattr(LocalSessions, "stop_workers", stop_slowly)
     controls = kernel_clusters.controls(cluster.settings.state_directory, "default")
     with ThreadPoolExecutor() as pool:
         stopping = pool.submit(controls.actions.stop)
-        assert asked.wait(60)
+        assert slow_stop.asked.wait(60)
         capsys.readouterr()
         shell.run_line_magic("dask_status", "--json")
         printed = capsys.readouterr()
@@ -368,7 +358,7 @@ def test_a_cluster_that_is_being_stopped_is_shown_so_and_started_again_when_it_h
         up_again = pool.submit(kernel_clusters.up, make_settings(n_workers=1, name="default"))
         with pytest.raises(FuturesTimeoutError):
             up_again.result(1)
-        goes_on.set()
+        slow_stop.goes_on.set()
         assert "Stopped cluster 'default'" in stopping.result(60)
         assert up_again.result(60).done == "started"
     capsys.readouterr()
