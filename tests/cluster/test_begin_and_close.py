@@ -40,6 +40,7 @@ def test_warnings_that_are_errors_leave_nothing_behind(state: Path) -> None:
     assert running(state) == [] and kernel_clusters.names(state) == []
 
 
+@pytest.mark.long
 def test_workers_that_are_missing_at_the_timeout_are_warned_of(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = shell_lines.worker_line
     first_alone = 'mkdir "$CML_DASK_FOLDER/first" 2>/dev/null || sleep 60; exec "$CML_DASK_PYTHON"'
@@ -93,6 +94,7 @@ def test_a_cluster_that_starts_in_the_background_can_be_used_at_once(state: Path
     assert running(state) == []
 
 
+@pytest.mark.long
 def test_adaptive_scaling_that_is_asked_for_during_the_start_begins_after_it(state: Path) -> None:
     with CMLCluster(1, background=True) as cluster:
         cluster.adapt(minimum=2, maximum=3)
@@ -161,7 +163,7 @@ def test_limits_that_make_no_sense_are_refused(state: Path, limits: dict[str, fl
         assert cluster.adapting
 
 
-@pytest.mark.parametrize("wrong", [{"Adaptive": 1}, {"interval": "soon"}])
+@pytest.mark.parametrize("wrong", [pytest.param({"Adaptive": 1}, marks=pytest.mark.long), {"interval": "soon"}])
 def test_a_slip_in_adapt_leaves_the_cluster_scaling_as_before(state: Path, wrong: dict[str, Any]) -> None:
     with CMLCluster(1) as cluster, cluster.get_client() as client:
         cluster.adapt(minimum=1, maximum=2)

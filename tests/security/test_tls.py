@@ -110,7 +110,9 @@ def test_whom_a_cluster_with_tls_connects_to_must_show_its_certificate(
     kernel_clusters.down(world.registry.state_directory, "default")
 
 
-@pytest.mark.parametrize("protocol", ["ws", "wss", "tcp"])
+@pytest.mark.parametrize(
+    "protocol", ["ws", pytest.param("wss", marks=pytest.mark.long), pytest.param("tcp", marks=pytest.mark.long)]
+)
 def test_a_new_session_says_nothing_to_whom_speaks_no_tls(
     state: Path, trap: tuple[int, list[bytes]], protocol: str
 ) -> None:

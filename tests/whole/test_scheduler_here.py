@@ -55,6 +55,7 @@ def test_it_takes_no_session_outlives_the_kernel_and_goes_with_the_cluster(noteb
     assert not notebook.workspace.alive() and not schedulers(notebook)
 
 
+@pytest.mark.long
 def test_another_session_of_the_project_stops_it(notebook: Notebook) -> None:
     notebook.run("%dask_up 1 --scheduler-here")
     other = notebook.workspace.open_session()
@@ -97,6 +98,7 @@ def test_of_two_clusters_the_link_is_of_the_one_that_the_platform_shows(notebook
     notebook.run("%dask_down --all")
 
 
+@pytest.mark.long
 def test_of_a_dashboard_on_a_port_that_the_platform_does_not_show_it_is_said(notebook: Notebook) -> None:
     run = notebook.kernel.run("%dask_up 1 --scheduler-here --dashboard-port 8123")
     assert run.error is None, run.error
