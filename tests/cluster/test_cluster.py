@@ -257,6 +257,7 @@ def test_a_worker_that_dask_is_told_to_end_is_not_replaced(state: Path) -> None:
         assert cluster.get_logs()["Cluster"].count("scaled to 1 worker by Dask") == 1
 
 
+@pytest.mark.long
 def test_what_an_older_release_started_grows_by_sessions_of_this_one(state: Path) -> None:
     with CMLCluster(1, name="default") as cluster:
         (program,) = state.glob(f"**/runs/*/{SESSION_PROGRAM}")
@@ -524,7 +525,7 @@ def test_the_next_start_knows_how_long_the_last_one_took(state: Path) -> None:
         assert took_s is not None and cluster.status().usual_start_s == took_s > 0
 
 
-@pytest.mark.parametrize("n", [0, 1, 4])
+@pytest.mark.parametrize("n", [0, pytest.param(1, marks=pytest.mark.long), 4])
 def test_a_cluster_that_is_scaled_while_it_starts_launches_no_more_than_it_needs(state: Path, n: int) -> None:
     cluster = CMLCluster(2, background=True)
     cluster.scale(n)

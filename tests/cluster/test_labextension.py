@@ -204,6 +204,7 @@ def test_a_cluster_is_scaled_and_adapted(state: Path, side_bar: dict[str, Any]) 
     assert nothing_left(state), "the manager closes what it started"
 
 
+@pytest.mark.long
 def test_clusters_of_the_configuration_start_with_jupyter(state: Path, side_bar: dict[str, Any]) -> None:
     side_bar["initial"] = [
         {"name": "By hand", "workers": 2},
@@ -238,6 +239,7 @@ def test_an_option_that_cannot_be_is_an_error_that_names_it_and_starts_nothing(
     drive(work)
 
 
+@pytest.mark.long
 def test_a_start_that_fails_late_leaves_nothing_and_the_next_one_works(
     state: Path, side_bar: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

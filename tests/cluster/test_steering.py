@@ -106,6 +106,7 @@ def test_a_broken_environment_is_not_launched_into_for_ever(state: Path, monkeyp
         until(lambda: cluster.status().state == "running")
 
 
+@pytest.mark.long
 def test_a_worker_that_was_taken_away_on_purpose_is_not_replaced(state: Path) -> None:
     with CMLCluster(3) as cluster:
         cluster.scale(1)

@@ -44,6 +44,7 @@ def live_through(notebook: Faulty, fault: str) -> None:
 # 30 s are six listings of a quiet cluster; here they follow each other faster.
 
 
+@pytest.mark.long
 def test_exception_for_30_s(notebook: Faulty) -> None:
     """Nothing: the cluster starts, works, and is forgotten only when its sessions were seen to end."""
     live_through(notebook, "list_reset")

@@ -44,6 +44,7 @@ def test_running_with_an_unknown_address(notebook: Faulty) -> None:
     notebook.run("%dask_down")
 
 
+@pytest.mark.long
 def test_killed_for_memory_in_the_middle_of_a_computation(notebook: Faulty) -> None:
     """The computation goes on and finishes; the status says which session died, how, why, and what took its place."""
     notebook.run("%dask_up 2")

@@ -84,6 +84,7 @@ def test_told_to_end_from_another_machine_each_of_its_sessions_ends_by_itself(
     assert {each["status"] for each in local_sessions(state).list_workers()} == {"succeeded"}
 
 
+@pytest.mark.long
 def test_the_kernel_that_holds_it_learns_that_another_machine_has_ended_it(state: Path) -> None:
     cluster = CMLCluster(1, name="default", local=True)
     with another_machine():
@@ -111,6 +112,7 @@ if sys.argv[2] == "down":
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="only root can make such namespaces")
+@pytest.mark.long
 def test_a_pod_that_sees_none_of_its_processes_takes_them_for_nothing_else(
     state: Path, processes: dict[str, psutil.Process]
 ) -> None:

@@ -1,6 +1,6 @@
 """Anything may happen in any order, and still: nothing is launched that nobody knows, nothing of others is stopped.
 
-By default 3,000 steps at least; ``STEPS=100000 pytest tests/fleet/test_state_machine.py -s --hypothesis-seed=1`` does
+By default 1,500 steps at least; ``STEPS=100000 pytest tests/fleet/test_state_machine.py -s --hypothesis-seed=1`` does
 more, and says how many.
 """
 
@@ -30,7 +30,7 @@ from support.small_world import Kernel, World
 from cml_dask_magics.model.lifecycle import FAILED_REPLACEMENTS, is_planned
 from cml_dask_magics.model.record import SessionRecord, record_from_json, record_to_json
 
-STEPS = int(os.environ.get("STEPS", "3000"))
+STEPS = int(os.environ.get("STEPS", "1500"))
 STEPS_A_RUN = 30
 HTML = "<html>502 Bad Gateway</html>"
 NAMES = st.sampled_from(["a", "b"])

@@ -77,6 +77,7 @@ def test_it_goes_when_dasks_process_is_killed(state: Path, disk: Path) -> None:
         eventually(lambda: not own.exists())
 
 
+@pytest.mark.long
 def test_what_a_session_left_that_was_killed_whole_goes_with_the_next_start(
     state: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
