@@ -225,6 +225,7 @@ def test_a_client_that_looks_for_a_lost_scheduler_is_closed_without_a_word(
     assert [record for record in caplog.records if record.name == "distributed.client"] == []
 
 
+@pytest.mark.long
 def test_logs_are_those_of_the_cluster_that_runs(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
     shell.run_line_magic("dask_up", "1")
     shell.run_line_magic("dask_down", "")
