@@ -141,7 +141,6 @@ def test_a_lost_cluster_can_be_put_away(shell: InteractiveShell, state: Path) ->
     assert kernel_clusters.names(state) == [] and not running(state)
 
 
-@pytest.mark.long
 def test_a_cluster_that_nobody_uses_ends_and_its_record_with_it(state: Path) -> None:
     cluster = CMLCluster(1, idle_timeout="10s")
     until(lambda: cluster.closed)

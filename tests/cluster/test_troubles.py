@@ -94,6 +94,7 @@ def events(cluster: CMLCluster) -> list[str]:
     return [event["message"] for event in document["clusters"][0]["events"]]
 
 
+@pytest.mark.long
 def test_a_task_that_outgrows_its_workers_is_told_at_once_and_when_it_is_given_up(
     cluster: CMLCluster, client: Client, limit: int
 ) -> None:
