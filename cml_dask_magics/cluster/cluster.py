@@ -946,9 +946,9 @@ class CMLCluster(Cluster):  # type: ignore[misc]
     def _stop_loop_soon(self) -> None:
         """End Dask's thread for this object; from that thread, for which stopping waits."""
         if not self._made_asynchronous:
-            threading.Thread(target=self._stop_loop_unless_closing, daemon=True).start()
+            threading.Thread(target=self._stop_loop_in_turn, daemon=True).start()
 
-    def _stop_loop_unless_closing(self) -> None:
+    def _stop_loop_in_turn(self) -> None:
         with self._closing_lock:  # a thread that closes waits for this loop
             self._stop_loop()
 
